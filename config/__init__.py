@@ -1,0 +1,1 @@
+"""What may an operator set? Settings, defaults and channel rules, and nothing else."""

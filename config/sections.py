@@ -1,0 +1,338 @@
+"""What may an operator set? This file answers: the sections of the settings, key by key.
+
+Durations end in `_s` or `_ms`, sizes in `_bytes`; rates allow one second's worth at once.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+
+from config import checks
+from config.checks import Scope
+from config.declare import says
+from config.rules import Action
+
+NO_LIMIT: Final = "no limit"
+_DAY_S: Final = 86_400
+_MOST: Final = 1_000_000_000
+
+
+class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What gives events their positions."""
+
+    url: Annotated[
+        str,
+        says("Address of the broker.", check=checks.check_broker_url, allowed='"memory://"'),
+    ] = "memory://"
+    max_channels: Annotated[
+        int,
+        says(
+            "Channels kept at most; a publish that needs one more is refused.",
+            unit="channels",
+            zero=NO_LIMIT,
+            low=0,
+            high=_MOST,
+        ),
+    ] = 1_000_000
+    idempotency_window_s: Annotated[
+        float,
+        says(
+            "How long an event's id is remembered, so that it is published once.",
+            unit="s",
+            zero="ids are not remembered",
+            low=0,
+            high=_DAY_S,
+        ),
+    ] = 300.0
+    idempotency_max_ids: Annotated[
+        int,
+        says(
+            "Event ids remembered at most, over all channels; the oldest are forgotten first.",
+            unit="ids",
+            zero=NO_LIMIT,
+            low=0,
+            high=_MOST,
+        ),
+    ] = 2_000_000
+    position_ttl_s: Annotated[
+        float,
+        says(
+            "How long a channel's position outlives its events; a client that comes back within "
+            "it with the last position has missed nothing.",
+            unit="s",
+            low=1,
+            high=365 * _DAY_S,
+        ),
+    ] = 604_800.0
+
+
+class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durable storage of events."""
+
+    url: Annotated[
+        str, says("Address of the archive.", check=checks.check_archive_url, allowed='"none"')
+    ] = "none"
+
+
+class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How clients' tokens (JWT) are checked and minted."""
+
+    secret: Annotated[
+        str,
+        says(
+            "Secret for HS256; also signs the tokens that the server mints.",
+            secret=True,
+            check=checks.check_secret,
+            allowed=f"at least {checks.MIN_SECRET_BYTES} bytes",
+        ),
+    ] = ""
+    secret_file: Annotated[str, says("File that holds `token.secret`, read at start.")] = ""
+    public_key: Annotated[
+        str,
+        says(
+            "Public key in PEM; needs `token.algorithm`.",
+            check=checks.check_public_key,
+            allowed="PEM text of a public key",
+        ),
+    ] = ""
+    public_key_file: Annotated[str, says("File that holds `token.public_key`, read at start.")] = ""
+    algorithm: Annotated[
+        str,
+        says(
+            "Algorithm of `token.public_key`.",
+            check=checks.check_algorithm,
+            allowed="one of " + ", ".join(checks.ALGORITHMS),
+        ),
+    ] = ""
+    jwks_url: Annotated[
+        str,
+        says(
+            "Address of a key set (JWKS); keys rotate by `kid`.",
+            check=checks.check_jwks_url,
+            allowed="an http or https URL",
+        ),
+    ] = ""
+    jwks_refresh_s: Annotated[
+        float, says("How often the key set is fetched.", unit="s", low=1, high=_DAY_S)
+    ] = 300.0
+    issuer: Annotated[str, says("Required `iss` of a token; empty: not checked.")] = ""
+    audience: Annotated[str, says("Required `aud` of a token; empty: not checked.")] = ""
+    leeway_s: Annotated[
+        float,
+        says("Difference of clocks allowed for.", unit="s", zero="none", low=0, high=300),
+    ] = 5.0
+    max_lifetime_s: Annotated[
+        float,
+        says(
+            "Tokens that expire later than this from now are refused; a user whose sessions were "
+            "ended is remembered this long.",
+            unit="s",
+            low=60,
+            high=366 * _DAY_S,
+        ),
+    ] = 30.0 * _DAY_S
+    default_ttl_s: Annotated[
+        float,
+        says("Lifetime of a minted token when none is asked for.", unit="s", low=1, high=_MOST),
+    ] = 3_600.0
+
+    def __repr__(self) -> str:
+        # Settings may end up in a log or a traceback; the secret must not.
+        return "TokenSettings(...)"
+
+
+class AnonymousSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Clients without a token."""
+
+    grants: Annotated[
+        dict[str, tuple[Action, ...]],
+        says(
+            "Pattern to list of actions, for clients without a token; empty: they are refused.",
+            check=checks.check_grants,
+            allowed="a table of pattern = list of subscribe, publish, presence, history",
+        ),
+    ] = msgspec.field(default_factory=dict)
+
+
+class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Live sessions."""
+
+    ping_s: Annotated[
+        float,
+        says(
+            "Time between two pings of a WebSocket session; without a pong before the next one "
+            "the session is closed (4003).",
+            unit="s",
+            low=0.05,
+            high=3_600,
+        ),
+    ] = 25.0
+    connect_timeout_s: Annotated[
+        float,
+        says(
+            "Time for the `connect` message, else the session is closed (4004).",
+            unit="s",
+            low=0.05,
+            high=300,
+        ),
+    ] = 10.0
+    expiring_s: Annotated[
+        float,
+        says(
+            "How long before its token expires a session gets `expiring`.",
+            unit="s",
+            zero="no warning",
+            low=0,
+            high=_DAY_S,
+        ),
+    ] = 60.0
+    send_timeout_s: Annotated[
+        float,
+        says("A peer that takes no byte for this long is cut off.", unit="s", low=0.05, high=3_600),
+    ] = 30.0
+    close_timeout_s: Annotated[
+        float,
+        says("Time for the peer to answer a close frame.", unit="s", low=0.05, high=60),
+    ] = 2.0
+
+
+class SseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Server-Sent Events."""
+
+    comment_s: Annotated[
+        float,
+        says("Time between two comments that keep a stream alive.", unit="s", low=0.05, high=3_600),
+    ] = 15.0
+    retry_ms: Annotated[
+        int,
+        says(
+            "Reconnect hint sent as `retry:`.",
+            unit="ms",
+            zero="clients come back at once",
+            low=0,
+            high=600_000,
+        ),
+    ] = 2_000
+    ticket_ttl_s: Annotated[
+        float, says("Time for the first use of a ticket.", unit="s", low=0.05, high=3_600)
+    ] = 30.0
+    max_channels: Annotated[
+        int, says("Channels of one stream at most.", unit="channels", low=1, high=10_000)
+    ] = 50
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """HTTP requests."""
+
+    body_timeout_s: Annotated[
+        float, says("Time for a request's body.", unit="s", low=0.05, high=3_600)
+    ] = 30.0
+    idle_timeout_s: Annotated[
+        float,
+        says(
+            "Time for a request's whole header, counted from the opening of the connection or the "
+            "response before; so also how long a connection may idle.",
+            unit="s",
+            low=0.05,
+            high=_DAY_S,
+        ),
+    ] = 75.0
+
+
+class DrainSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node stops (SIGTERM)."""
+
+    delay_s: Annotated[
+        float,
+        says(
+            "How long connections are still accepted after the node says that it is not ready.",
+            unit="s",
+            zero="stops accepting at once",
+            low=0,
+            high=600,
+        ),
+    ] = 5.0
+    grace_s: Annotated[
+        float,
+        says(
+            "Time for sessions and requests to end after that.",
+            unit="s",
+            zero="ends at once",
+            low=0,
+            high=3_600,
+        ),
+    ] = 25.0
+    batch: Annotated[
+        int,
+        says("Sessions told to leave in each 100 ms.", unit="sessions", low=1, high=1_000_000),
+    ] = 500
+    retry_spread_ms: Annotated[
+        int,
+        says(
+            "`retry_in_ms` is drawn from 0 to this.",
+            unit="ms",
+            zero="all come back at once",
+            low=0,
+            high=600_000,
+        ),
+    ] = 5_000
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Logs, on standard error."""
+
+    level: Annotated[
+        str,
+        says(
+            "Least level that is logged.",
+            check=checks.check_level,
+            allowed="one of debug, info, warning, error",
+        ),
+    ] = "info"
+    format: Annotated[
+        str,
+        says(
+            "`json`, `pretty`, or `auto`: pretty on a terminal, JSON else.",
+            check=checks.check_format,
+            allowed="one of auto, json, pretty",
+        ),
+    ] = "auto"
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key of a service: `id.secret`, of which only the hash of the secret is kept."""
+
+    name: Annotated[
+        str,
+        says(
+            "Whose key it is; two keys may share a name while they are rotated.",
+            check=checks.check_key_name,
+            allowed="1 to 255 bytes of printable text",
+        ),
+    ]
+    id: Annotated[
+        str,
+        says(
+            "The part of the key before the dot.",
+            check=checks.check_key_id,
+            allowed="1 to 64 letters, digits, _ or -",
+        ),
+    ]
+    hash: Annotated[
+        str,
+        says(
+            "SHA-256 of the part after the dot.",
+            secret=True,
+            check=checks.check_key_hash,
+            allowed='"sha256:" and 64 hexadecimal digits in lower case',
+        ),
+    ]
+    scopes: Annotated[
+        dict[Scope, tuple[str, ...] | bool],
+        says(
+            "Scope to list of patterns (publish, history, presence, channels, purge) or to true "
+            "(sessions, tokens, metrics).",
+            check=checks.check_scopes,
+            allowed="a table of scope = list of patterns, or = true for sessions, tokens, metrics",
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""How does an event get its position and reach every node, and where is it kept?"""

@@ -1,0 +1,23 @@
+"""How does an event get its position and reach every node? This file: what can go wrong on the way.
+
+PubSubError
+├── BrokerUnavailable   the broker cannot be reached, or did not answer in time; try again
+├── TooManyChannels     the broker keeps no further channel
+└── PositionRejected    a text is not a position (also a ValueError)
+"""
+
+
+class PubSubError(Exception):
+    """Base of all errors of this room."""
+
+
+class BrokerUnavailable(PubSubError):
+    """The broker cannot be reached or missed the deadline; nothing was acknowledged."""
+
+
+class TooManyChannels(PubSubError):
+    """The broker is at its bound of channels and makes no new one."""
+
+
+class PositionRejected(PubSubError, ValueError):
+    """A text that should be a position is none."""
