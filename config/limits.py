@@ -34,10 +34,16 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, _count("New sessions on this node in a second.", "per second")
     ] = 1_000
     session_commands_per_s: Annotated[
-        int, _count("Commands of one session in a second.", "per second")
+        int,
+        _count(
+            "Commands of one session in a second; requests of one user over HTTP.", "per second"
+        ),
     ] = 100
     session_publishes_per_s: Annotated[
-        int, _count("Publishes of one client's session in a second.", "per second")
+        int,
+        _count(
+            "Publishes of one client's session in a second; of one user over HTTP.", "per second"
+        ),
     ] = 50
     key_requests_per_s: Annotated[
         int, _count("Requests and commands with one API key in a second.", "per second")

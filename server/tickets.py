@@ -1,0 +1,182 @@
+"""Who may do what? This file answers: whom a ticket stands for, where no header can be sent.
+
+A ticket travels in a URL, and URLs end up in logs. So it is worth one use within seconds; what
+makes a later use possible is a proof that only the stream itself carries.
+"""
+
+import hmac
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import msgspec
+from jwt import PyJWS
+from jwt.exceptions import PyJWTError
+
+from server.errors import RateLimited, TokenExpired, Unauthorized
+from server.principal import Kind, Principal
+
+MAX_TICKET_BYTES: Final = 16 * 1024
+PROOF_BYTES: Final = 22
+LIFETIME_S: Final = 24 * 3600.0
+"""How long a ticket serves whose principal has no end of its own."""
+
+_AUDIENCE: Final = "galecast-ticket"
+_TYPE: Final = "galecast-ticket+jwt"
+
+
+class Carried(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a ticket says of its principal: for a service only the key's id, so that the ticket of
+    a key that was removed opens nothing."""
+
+    kind: Kind
+    user: str | None = None
+    key: str | None = None
+    grants: dict[str, list[str]] = {}
+    issued_at: float | None = None
+    expires_at: float | None = None
+
+
+class _Claims(msgspec.Struct, frozen=True, kw_only=True):
+    aud: str
+    jti: str
+    use_by: float
+    exp: float
+    principal: Carried
+
+
+def _refuse(text: str) -> NoReturn:
+    raise Unauthorized(f"ticket: {text}")
+
+
+class Tickets:
+    """Issues and redeems tickets; nothing is kept of one until its first use.
+
+    Keys are derived from `secret` under labels of their own, so that a ticket is never a token nor
+    the other way round. With the same secret after a restart, streams go on; what was used is then
+    forgotten, so a ticket could be used again within `ttl_s`. At most `max_used` first uses are
+    remembered; at the bound further ones are refused until the oldest are over.
+    `restore` makes the principal anew and raises Unauthorized where there is none any more. `now`
+    is the wall clock in seconds since 1970.
+    """
+
+    __slots__ = (
+        "_jws",
+        "_max_used",
+        "_now",
+        "_proof_key",
+        "_restore",
+        "_signing_key",
+        "_ttl_s",
+        "_used",
+    )
+
+    def __init__(
+        self,
+        restore: Callable[[Carried], Principal],
+        *,
+        secret: bytes | None = None,
+        ttl_s: float = 30.0,
+        now: Callable[[], float] = time.time,
+        max_used: int = 100_000,
+    ) -> None:
+        root = secret or secrets.token_bytes(32)
+        self._signing_key = hmac.digest(root, b"galecast ticket signature 1", "sha256")
+        self._proof_key = hmac.digest(root, b"galecast ticket proof 1", "sha256")
+        self._jws = PyJWS(options={"verify_signature": True, "enforce_minimum_key_length": True})
+        self._restore = restore
+        self._ttl_s = ttl_s
+        self._now = now
+        self._max_used = max_used
+        self._used: dict[str, float] = {}  # id to when it may be forgotten, in that order
+
+    @property
+    def ttl_s(self) -> float:
+        """Seconds within which a ticket has to be used first."""
+        return self._ttl_s
+
+    def issue(self, principal: Principal) -> str:
+        """Return a ticket for `principal`."""
+        now = self._now()
+        carried = Carried(
+            kind=principal.kind,
+            user=principal.user,
+            key=principal.key,
+            grants={pattern: list(actions) for pattern, actions in principal.grants.source}
+            if principal.kind == "user"
+            else {},
+            issued_at=principal.issued_at,
+            expires_at=principal.expires_at,
+        )
+        claims = _Claims(
+            aud=_AUDIENCE,
+            jti=secrets.token_urlsafe(16),
+            use_by=now + self._ttl_s,
+            exp=now + LIFETIME_S if principal.expires_at is None else principal.expires_at,
+            principal=carried,
+        )
+        return self._jws.encode(
+            msgspec.json.encode(claims), self._signing_key, "HS256", headers={"typ": _TYPE}
+        )
+
+    def redeem(
+        self, ticket: str, last_event_id: str | None = None
+    ) -> tuple[Principal, bytes, str | None]:
+        """Return the principal, the ticket's proof, and the cursor to resume from (or None).
+
+        Without `last_event_id` this is the first use: it has to come within `ttl_s`, and only
+        once. Later ones bring `<proof>.<cursor>`, which every event of the stream had as its id.
+        The proof is 22 characters that are safe in URLs, the same for each use of a ticket.
+        Raises TokenExpired when the principal's time is over, Unauthorized for all else that is
+        wrong, RateLimited when too many tickets were used just now.
+        """
+        claims = self._read(ticket)
+        proof, cursor = self._proof(claims.jti), None
+        if last_event_id:
+            given = last_event_id[:PROOF_BYTES].encode("utf-8", "surrogatepass")
+            same = hmac.compare_digest(given, proof)
+            if not same or last_event_id[PROOF_BYTES : PROOF_BYTES + 1] != ".":
+                _refuse("Last-Event-ID does not belong to it")
+            cursor = last_event_id[PROOF_BYTES + 1 :]
+        now = self._now()
+        if now >= claims.exp:
+            raise TokenExpired("ticket: expired")
+        principal = self._restore(claims.principal)
+        if cursor is None:
+            self._use(claims, now)
+        return principal, proof, cursor
+
+    def _read(self, ticket: str) -> _Claims:
+        claims: _Claims | None = None
+        if len(ticket) <= MAX_TICKET_BYTES and ticket.isascii():
+            try:
+                signed = self._jws.decode_complete(ticket, self._signing_key, algorithms=["HS256"])
+                if signed["header"].get("typ") == _TYPE:
+                    claims = msgspec.json.decode(signed["payload"], type=_Claims)
+            except (PyJWTError, msgspec.DecodeError):
+                pass
+        if claims is None or claims.aud != _AUDIENCE:
+            _refuse("not valid")
+        return claims
+
+    def _proof(self, ticket_id: str) -> bytes:
+        return urlsafe_b64encode(hmac.digest(self._proof_key, ticket_id.encode(), "sha256")[:16])[
+            :PROOF_BYTES
+        ]
+
+    def _use(self, claims: _Claims, now: float) -> None:
+        if now > claims.use_by:
+            _refuse("not used in time")
+        used = self._used
+        while used and next(iter(used.values())) < now:
+            del used[next(iter(used))]
+        if claims.jti in used:
+            _refuse("already used")
+        if len(used) >= self._max_used:
+            raise RateLimited(
+                "too many tickets were used just now", reason="tickets", retry_after_s=self._ttl_s
+            )
+        # Not sooner than `use_by`, and in the order in which they are put in.
+        used[claims.jti] = now + self._ttl_s
