@@ -1,0 +1,266 @@
+"""Who is connected here, and what may they do? This file: how each command is carried out."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import UnsetType
+
+from config.limits import LimitSettings
+from config.patterns import NameRejected, check_channel
+from config.rules import ChannelRules
+from pubsub.broker import Broker, History
+from pubsub.errors import PositionRejected, PubSubError
+from pubsub.position import Position
+from pubsub.presence import Member, PresenceStore
+from server.auth import Auth
+from server.closing import Closing
+from server.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    LimitExceeded,
+    NotFound,
+    Refused,
+    TokenExpired,
+)
+from server.protocol import (
+    Command,
+    Connect,
+    EventsReply,
+    HistoryCommand,
+    MembersReply,
+    Ping,
+    Pong,
+    Presence,
+    Publish,
+    PublishedReply,
+    Refresh,
+    Refreshed,
+    Subscribe,
+    Unsubscribe,
+    Unsubscribed,
+)
+from server.publishing import Publishing, refusal
+from server.session import Session, seconds_left
+from server.subscribing import Subscribing
+from server.subscription import Subscription
+
+
+def channel_name(text: str) -> str:
+    """Return `text` if it names a channel; raises BadRequest."""
+    try:
+        check_channel(text)
+    except NameRejected as error:
+        raise BadRequest(str(error)) from None
+    return text
+
+
+def position(text: str | None, field: str) -> Position | None:
+    """Return the position that a client gave as `field`; raises BadRequest."""
+    if text is None:
+        return None
+    try:
+        return Position.parse(text)
+    except PositionRejected:
+        raise BadRequest(f"{field} is not a position") from None
+
+
+def knows(history: History, before: Position) -> bool:
+    """Say whether `before` can be of the channel whose events before it were read."""
+    if before.offset > history.top.offset:
+        return False
+    if not history.events:
+        return True
+    return before.epoch in {history.top.epoch, *(each.position.epoch for each in history.events)}
+
+
+class Commands:
+    """Carries out the commands of sessions; one object for all of them.
+
+    A command that is refused raises Refused; the session answers it.
+    """
+
+    def __init__(
+        self,
+        *,
+        auth: Auth,
+        broker: Broker,
+        presence: PresenceStore,
+        rules: ChannelRules,
+        publishing: Publishing,
+        subscribing: Subscribing,
+        limits: LimitSettings,
+    ) -> None:
+        self._auth = auth
+        self._broker = broker
+        self._presence = presence
+        self._rules = rules
+        self._publishing = publishing
+        self._subscribing = subscribing
+        self._limits = limits
+        self._table: dict[type[Command], Callable[[Session, Any], Awaitable[None]]] = {
+            Publish: self._publish,
+            Subscribe: self._subscribe,
+            Unsubscribe: self._unsubscribe,
+            Presence: self._presence_set,
+            HistoryCommand: self._history,
+            Ping: self._ping,
+            Refresh: self._refresh,
+            Connect: self._connect,
+        }
+
+    async def carry_out(self, session: Session, command: Command) -> None:
+        """Carry out a command and answer it; raises Refused."""
+        try:
+            await self._table[type(command)](session, command)
+        except PubSubError as error:
+            raise refusal(error) from None
+
+    async def _connect(self, session: Session, command: Connect) -> None:
+        try:
+            if command.token is None:
+                principal = self._auth.anonymous()
+            else:
+                principal = self._auth.token(command.token)
+        except Refused as refused:
+            session.refuse(command.ref, refused)
+            expired = isinstance(refused, TokenExpired)
+            session.end(Closing.TOKEN_EXPIRED if expired else Closing.INVALID_TOKEN)
+            return
+        session.open(principal, command.ref)
+
+    async def _refresh(self, session: Session, command: Refresh) -> None:
+        principal = self._auth.refresh(session.principal, command.token)
+        session.reply(Refreshed(ref=command.ref, expires_s=seconds_left(principal) or 0))
+        session.renew(principal)
+
+    async def _publish(self, session: Session, command: Publish) -> None:
+        session.pay_publish()
+        draft = self._publishing.draft(
+            session.principal,
+            channel=command.channel,
+            name=command.name,
+            data=bytes(command.data),
+            tags=command.tags,
+            event_id=command.id,
+            exclude=None if command.echo else session.id,
+        )
+        (answer,) = await self._publishing.publish((draft,))
+        if isinstance(answer, Refused):
+            raise answer
+        session.reply(
+            PublishedReply(
+                ref=command.ref,
+                channel=answer.channel,
+                position=str(answer.position),
+                id=answer.id,
+                duplicate=answer.duplicate,
+            )
+        )
+
+    async def _subscribe(self, session: Session, command: Subscribe) -> None:
+        if "*" in command.channel or ">" in command.channel:
+            raise BadRequest("patterns cannot be subscribed to in this version")
+        since = position(command.since, "since")
+        await self.subscribe(
+            session,
+            command.channel,
+            ref=command.ref,
+            since=since,
+            rewind=command.rewind,
+            presence=command.presence,
+        )
+
+    async def subscribe(
+        self,
+        session: Session,
+        channel: str,
+        *,
+        ref: int | None = None,
+        since: Position | None = None,
+        rewind: int | None = None,
+        presence: bool = False,
+    ) -> None:
+        """Begin a subscription for a session; raises Refused or PubSubError."""
+        channel_name(channel)
+        principal = session.principal
+        principal.require("subscribe", channel)
+        if rewind is not None:
+            principal.require("history", channel)
+        rule = self._rules.rule(channel)
+        if presence:
+            self._require_presence(session, channel)
+        if channel in session.subscriptions:
+            raise Conflict(f"subscribed to {channel} already")
+        most = self._limits.subscriptions_per_session
+        if most and len(session.subscriptions) >= most:
+            raise LimitExceeded(
+                f"a session has at most {most} subscriptions",
+                reason="subscriptions_per_session",
+            )
+        subscription = Subscription(session, channel, watching=presence)
+        session.subscriptions[channel] = subscription
+        member = None
+        if rule.presence and principal.kind != "service":
+            member = Member(session.id, principal.user)
+        await self._subscribing.subscribe(
+            subscription, ref=ref, since=since, rewind=rewind, member=member
+        )
+
+    async def _unsubscribe(self, session: Session, command: Unsubscribe) -> None:
+        subscription = session.subscriptions.get(channel_name(command.channel))
+        if subscription is None:
+            raise NotFound(f"not subscribed to {command.channel}")
+        self._subscribing.end(subscription)
+        session.reply(Unsubscribed(ref=command.ref, channel=command.channel))
+
+    async def _presence_set(self, session: Session, command: Presence) -> None:
+        channel = channel_name(command.channel)
+        self._require_presence(session, channel)
+        if not isinstance(command.info, UnsetType):
+            subscription = session.subscriptions.get(channel)
+            if subscription is None:
+                raise Conflict(f"subscribe to {channel} before setting an entry there")
+            subscription.member = True
+            await self._presence.enter(
+                channel, Member(session.id, session.principal.user, bytes(command.info))
+            )
+            if subscription.ended:
+                await self._presence.leave(channel, session.id)
+        try:
+            page = await self._presence.members(
+                channel, cursor=command.cursor, limit=self._limits.members_per_reply
+            )
+        except ValueError:
+            raise BadRequest("cursor is none that was given out") from None
+        members = [session.wire.codec.member(member) for member in page.members]
+        session.reply(
+            MembersReply(ref=command.ref, channel=channel, members=members, cursor=page.cursor)
+        )
+
+    def _require_presence(self, session: Session, channel: str) -> None:
+        session.principal.require("presence", channel)
+        if not self._rules.rule(channel).presence:
+            raise Forbidden(f"presence is off for channel {channel}")
+
+    async def _history(self, session: Session, command: HistoryCommand) -> None:
+        channel = channel_name(command.channel)
+        session.principal.require("history", channel)
+        before = position(command.before, "before")
+        history = await self._broker.history(
+            channel,
+            before=None if before is None else before.offset,
+            limit=min(command.limit, self._limits.history_per_reply),
+            newest=True,
+        )
+        events = () if history is None else history.events
+        if before is not None and history is not None and not knows(history, before):
+            raise BadRequest("before is not a position of this channel")
+        items = [session.wire.codec.item(event) for event in events]
+        cursor = None
+        if events and len(events) == min(command.limit, self._limits.history_per_reply):
+            cursor = str(events[0].position)
+        session.reply(EventsReply(ref=command.ref, channel=channel, events=items, cursor=cursor))
+
+    async def _ping(self, session: Session, command: Ping) -> None:
+        session.reply(Pong(ref=command.ref))

@@ -1,0 +1,90 @@
+"""What may a publisher do? This file: the one gate for events, whatever way they come."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from config.patterns import NameRejected, check_channel, check_event_id, check_event_name
+from config.rules import ChannelRules
+from pubsub.broker import Broker
+from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
+from pubsub.event import Draft, Published
+from server.errors import BadRequest, Forbidden, Internal, LimitExceeded, Refused, Unavailable
+from server.metrics import Metrics
+from server.principal import Principal
+
+
+class Publishing:
+    """Checks what is to be published, once, and hands it to the broker."""
+
+    def __init__(
+        self, broker: Broker, rules: ChannelRules, metrics: Metrics, new_id: Callable[[], str]
+    ) -> None:
+        self._broker = broker
+        self._rules = rules
+        self._metrics = metrics
+        self._new_id = new_id
+
+    def draft(
+        self,
+        principal: Principal,
+        *,
+        channel: str,
+        name: str,
+        data: bytes,
+        tags: Mapping[str, str],
+        event_id: str | None,
+        exclude: str | None = None,
+    ) -> Draft:
+        """Return the event, checked; raises BadRequest or Forbidden.
+
+        `data` is JSON text and `tags` are checked before, by the codec (`json_text.check_json`).
+        """
+        try:
+            check_channel(channel)
+            check_event_name(name)
+            if event_id is not None:
+                check_event_id(event_id)
+        except NameRejected as error:
+            raise BadRequest(str(error)) from None
+        principal.require("publish", channel)
+        if principal.kind != "service" and not self._rules.rule(channel).client_publish:
+            raise Forbidden(f"channel {channel} takes no publishes from clients")
+        return Draft(
+            channel=channel,
+            id=self._new_id() if event_id is None else event_id,
+            name=name,
+            data=data,
+            tags=dict(tags) if tags else {},
+            user=principal.user,
+            exclude=exclude,
+        )
+
+    async def publish(self, drafts: Sequence[Draft]) -> list[Published | Refused]:
+        """Publish; the answers stand in the order of the drafts. Never raises for one of them."""
+        started = time.perf_counter()
+        metrics = self._metrics
+        try:
+            answers = await self._broker.publish(drafts)
+        except PubSubError as error:
+            return [refusal(error)] * len(drafts)
+        metrics.publish_seconds.observe(time.perf_counter() - started)
+        results: list[Published | Refused] = []
+        for answer in answers:
+            if isinstance(answer, Published):
+                if answer.duplicate:
+                    metrics.events_duplicate += 1
+                else:
+                    metrics.events_in += 1
+                results.append(answer)
+            else:
+                results.append(refusal(answer))
+        return results
+
+
+def refusal(error: PubSubError) -> Refused:
+    """Return what a client sees of a broker's error."""
+    if isinstance(error, BrokerUnavailable):
+        return Unavailable("the broker is away")
+    if isinstance(error, TooManyChannels):
+        return LimitExceeded("there are too many channels", reason="max_channels")
+    return Internal("something went wrong")

@@ -1,0 +1,45 @@
+"""Who is connected here? This file: one session on one channel."""
+
+from typing import TYPE_CHECKING
+
+from pubsub.position import Position
+from server.connection import Connection
+
+if TYPE_CHECKING:
+    from server.feed import Feed
+    from server.session import Session
+
+
+class Subscription:
+    """One session on one channel.
+
+    `live`: it was answered and has not ended. `attached`: it takes part in the feed's flushes, all
+    that came before was sent. `watching`: it gets presence changes.
+    `member`: it is in the channel's presence set. `ended`: nothing more is sent, whatever waits.
+    `cursor` is the position last written, kept only where the session composes its own cursors.
+    """
+
+    __slots__ = (
+        "attached",
+        "channel",
+        "connection",
+        "cursor",
+        "ended",
+        "feed",
+        "live",
+        "member",
+        "session",
+        "watching",
+    )
+
+    def __init__(self, session: "Session", channel: str, *, watching: bool = False) -> None:
+        self.session = session
+        self.connection: Connection = session.connection
+        self.channel = channel
+        self.feed: Feed | None = None
+        self.cursor: Position | None = None
+        self.live = False
+        self.attached = False
+        self.watching = watching
+        self.member = False
+        self.ended = False
