@@ -1,0 +1,168 @@
+"""How do bytes come in? This file: what is refused before any handler sees it.
+
+Tornado answers a body over its limit, and a request that it cannot read, with an empty 400. The
+gate stands before its router and answers with problem documents. What stays an empty 400 are
+header lines and chunks that are no HTTP at all: they are refused before there is a request.
+"""
+
+import re
+from collections.abc import Awaitable, Iterable
+from http.client import responses
+from typing import Any, Final
+
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.web import Application
+
+from handlers.base import BaseHandler, request_id
+from handlers.cors import origin_headers
+from handlers.ndjson import is_stream
+from handlers.problem import PROBLEM_TYPE, ProblemError
+from server.errors import BadRequest, Refused, TooLarge
+from server.node import Node
+
+# Read and dropped before the connection is closed: a client that still sends when it is reset
+# never sees the answer.
+_DROP_BYTES: Final = 16 << 20
+_NO_LIMIT: Final = 10**30
+_is_digits: Final = re.compile("[0-9]+").fullmatch
+
+
+class GatedApplication(Application):
+    """An application whose requests pass the gate first."""
+
+    def __init__(self, node: Node, rules: Iterable[Any], **settings: Any) -> None:
+        super().__init__(list(rules), **settings)
+        self._node = node
+        self._origins = frozenset(node.settings.origins)
+
+    def start_request(
+        self, server_conn: object, request_conn: HTTPConnection
+    ) -> HTTPMessageDelegate:
+        """Return what takes the request's parts as they come."""
+        inner = super().start_request(server_conn, request_conn)
+        return _Gate(self._node, self._origins, inner, request_conn)
+
+
+class _Gate(HTTPMessageDelegate):
+    """One request on its way to the router; `_inner` is None once it was refused."""
+
+    def __init__(
+        self,
+        node: Node,
+        origins: frozenset[str],
+        inner: HTTPMessageDelegate,
+        connection: HTTPConnection,
+    ) -> None:
+        self._node = node
+        self._origins = origins
+        self._inner: HTTPMessageDelegate | None = inner
+        self._connection = connection
+        self._counting = False
+        self._ended = False
+        self._seen = 0
+        self._drop = 0
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        assert isinstance(start_line, RequestStartLine)  # noqa: S101 - a server gets no other
+        self._start_line, self._headers = start_line, headers
+        if "Transfer-Encoding" in headers or "Content-Length" in headers:
+            path = start_line.path.partition("?")[0]
+            if not is_stream(start_line.method, path, headers):
+                self._look_at_length(headers)
+        inner = self._inner
+        if inner is None:
+            return None
+        try:
+            return inner.headers_received(start_line, headers)
+        except HTTPInputError:
+            self._refuse(BadRequest("the request is malformed"))
+            return None
+
+    def _look_at_length(self, headers: HTTPHeaders) -> None:
+        """Refuse a body that says to be too large; prepare to count one that does not say."""
+        length = headers.get("Content-Length", "")
+        if "Transfer-Encoding" in headers:
+            self._counting = True
+        elif not (_is_digits(length) and int(length[:19]) > self._most):
+            return
+        # From here on the limit is the gate's.
+        self._connection.set_max_body_size(_NO_LIMIT)  # type: ignore[attr-defined]
+        if not self._counting:
+            self._refuse(self._too_large())
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        self._seen += len(chunk)
+        if self._inner is None:
+            # Ended before the body is, the connection is closed with the answer.
+            if self._seen >= self._drop:
+                self._end()
+            return None
+        if self._counting and self._seen > self._most:
+            self._inner.on_connection_close()
+            self._refuse(self._too_large())
+            return None
+        return self._inner.data_received(chunk)
+
+    def finish(self) -> None:
+        if self._inner is None:
+            self._end()
+        else:
+            self._inner.finish()
+
+    def on_connection_close(self) -> None:
+        if self._inner is not None:
+            self._inner.on_connection_close()
+
+    @property
+    def _most(self) -> int:
+        return self._node.settings.limits.body_bytes
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is over {self._most} bytes", reason="limits.body_bytes")
+
+    def _refuse(self, refused: Refused) -> None:
+        """Answer at once, and close when the client has sent what it sends, within reason."""
+        self._inner = None
+        given, problem = self._headers, ProblemError.of_refused(refused)
+        name = request_id(given.get("X-Request-Id"))
+        body = problem.body(name)
+        headers = HTTPHeaders(
+            {
+                "Content-Type": PROBLEM_TYPE,
+                "Content-Length": str(len(body)),
+                "X-Request-Id": name,
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-store",
+                "Connection": "close",
+            }
+        )
+        for header, value in origin_headers(given.get("Origin"), self._origins):
+            headers[header] = value
+        status, method = problem.status, self._start_line.method
+        line = ResponseStartLine("HTTP/1.1", status, responses[status])
+        self._connection.write_headers(line, headers, None if method == "HEAD" else body)
+        self._node.metrics.refused(problem.reason)
+        self._node.metrics.http_request(method, BaseHandler.route, status, 0.0)
+        length = given.get("Content-Length", "0")
+        self._drop = _DROP_BYTES if self._counting else self._announced(length)
+        # A client that expects a word before it sends the body has it now.
+        if "Expect" in given or self._seen >= self._drop:
+            self._end()
+
+    @staticmethod
+    def _announced(length: str) -> int:
+        return min(_DROP_BYTES, int(length[:19])) if _is_digits(length) else 0
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.finish()

@@ -1,0 +1,236 @@
+"""How do bytes come in and go out? This file: the bodies of requests and answers, one type each.
+
+The same types decode what comes, encode what goes, and describe both in /openapi.json.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from config.rules import Action
+from server.protocol import EventItem, MemberItem
+
+ChannelName = Annotated[
+    str,
+    Meta(
+        description="Segments joined by dots.",
+        extra_json_schema={
+            "pattern": r"^[A-Za-z0-9_~@:=-]+(\.[A-Za-z0-9_~@:=-]+)*$",
+            "minLength": 1,
+            "maxLength": 255,
+        },
+    ),
+]
+EventName = Annotated[
+    str,
+    Meta(
+        extra_json_schema={
+            "pattern": "^[A-Za-z0-9_~@:=.-]+$",
+            "minLength": 1,
+            "maxLength": 64,
+        }
+    ),
+]
+EventId = Annotated[
+    str,
+    Meta(
+        description="Unique in its channel within the idempotency window; a ULID unless given.",
+        extra_json_schema={
+            "pattern": "^[!-~]([ -~]*[!-~])?$",
+            "minLength": 1,
+            "maxLength": 64,
+        },
+    ),
+]
+Position = Annotated[str, Meta(description="Where an event stands in its channel; opaque.")]
+Cursor = Annotated[str, Meta(description="Asks for what follows; opaque.")]
+
+
+class PublishRequest(msgspec.Struct, kw_only=True):
+    """An event to be published. `exclude` names a session that is not to get it."""
+
+    channel: ChannelName
+    data: Annotated[Raw, Meta(description="Any JSON value.")]
+    name: EventName = "message"
+    tags: dict[str, str] = {}
+    id: EventId | None = None
+    exclude: str | None = None
+
+
+class PublishResult(msgspec.Struct, kw_only=True):
+    """The event has its place. A duplicate has the place of the first one."""
+
+    channel: ChannelName
+    position: Position
+    id: EventId
+    duplicate: bool
+
+
+class ErrorItem(msgspec.Struct, kw_only=True):
+    """Why one event was refused, and whether to try it again."""
+
+    code: str
+    message: str
+    retry: bool
+
+
+class ErrorResult(msgspec.Struct, kw_only=True):
+    """One event was refused; the others are not affected."""
+
+    error: ErrorItem
+
+
+class PublishResults(msgspec.Struct, kw_only=True):
+    """What became of each event, in their order."""
+
+    # A union of structs can be decoded only by a tag, so msgspec refuses it; nobody decodes this.
+    results: Annotated[
+        list[Any],
+        Meta(
+            extra_json_schema={
+                "items": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/PublishResult"},
+                        {"$ref": "#/components/schemas/ErrorResult"},
+                    ]
+                }
+            }
+        ),
+    ]
+
+
+class CloudEvent(msgspec.Struct, kw_only=True):
+    """A CloudEvent 1.0 in JSON; other members are extensions."""
+
+    specversion: Literal["1.0"]
+    id: Annotated[str, Meta(min_length=1)]
+    source: Annotated[str, Meta(min_length=1)]
+    type: EventName
+    subject: ChannelName | None = None
+    time: str | None = None
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    data: Any = None
+
+
+class Rule(msgspec.Struct, kw_only=True):
+    """How a channel behaves."""
+
+    match: str
+    history_size: int
+    history_ttl_s: float
+    presence: bool
+    client_publish: bool
+    slow: str
+
+
+class ChannelItem(msgspec.Struct, kw_only=True):
+    """An active channel: one with events kept or sessions subscribed."""
+
+    channel: ChannelName
+    position: Position
+    subscribers: int
+
+
+class ChannelPage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Active channels by name; without `cursor` there are no more."""
+
+    channels: list[ChannelItem]
+    cursor: Cursor | None = None
+
+
+class Channel(msgspec.Struct, kw_only=True):
+    """A channel, its subscribers, and the rule that applies."""
+
+    channel: ChannelName
+    position: Position
+    subscribers: int
+    rule: Rule
+
+
+class EventPage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Kept events in the order asked for, and the channel's top; without `cursor` no more."""
+
+    channel: ChannelName
+    position: Position | None
+    events: list[EventItem]
+    cursor: Cursor | None = None
+
+
+class Purged(msgspec.Struct, kw_only=True):
+    """All events up to and including `position` are gone."""
+
+    channel: ChannelName
+    position: Position
+
+
+class MemberPage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Who is present, by session; `total` counts all of them."""
+
+    channel: ChannelName
+    members: list[MemberItem]
+    total: int
+    cursor: Cursor | None = None
+
+
+class SessionItem(msgspec.Struct, kw_only=True):
+    """A live session. `connected_at` is in ms since 1970."""
+
+    session: str
+    node: str
+    kind: Literal["user", "service", "anonymous"]
+    user: str | None
+    transport: str
+    encoding: str
+    address: str
+    connected_at: int
+    subscriptions: int
+
+
+class SessionPage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Live sessions by id; without `cursor` there are no more."""
+
+    sessions: list[SessionItem]
+    cursor: Cursor | None = None
+
+
+class Ended(msgspec.Struct, kw_only=True):
+    """How many sessions were ended."""
+
+    ended: int
+
+
+class TokenRequest(msgspec.Struct, kw_only=True):
+    """A client token to be minted. `grants` maps patterns to actions."""
+
+    sub: Annotated[str, Meta(description="The user, 1 to 255 bytes of printable text.")]
+    grants: dict[str, list[Action]] = {}
+    ttl_s: float | None = None
+
+
+class Token(msgspec.Struct, kw_only=True):
+    """A client token, and how long it is valid."""
+
+    token: str
+    expires_s: int
+
+
+class Ticket(msgspec.Struct, kw_only=True):
+    """A ticket for one event stream, and how long until its first use."""
+
+    ticket: str
+    expires_s: int
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, kw_only=True):
+    """Whether to send clients here, and if not, why."""
+
+    status: Literal["ready", "not ready"]
+    reasons: list[str]

@@ -1,0 +1,205 @@
+"""How do bytes come in and go out? This file: Server-Sent Events (WHATWG HTML, 9.2)."""
+
+import re
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from tornado.web import HTTPError
+
+from handlers.base import BaseHandler
+from handlers.lean import ConnectionContext, Heartbeat, LeanConnection
+from handlers.live import Live
+from pubsub.event import Event
+from pubsub.position import Position
+from server.closing import Closing
+from server.codec import JSON
+from server.commands import channel_name
+from server.errors import BadRequest, LimitExceeded, TokenExpired, Unauthorized
+from server.principal import Principal
+from server.protocol import ClosingMessage, Message, Reset, Subscribed
+from server.stream import StreamSession, parse_cursor
+
+_MAX_REWIND: Final = 100_000
+_COUNT: Final = re.compile(r"[1-9][0-9]{0,5}")
+_COMMENT: Final = b":\n\n"
+
+
+class SseWire:
+    """Messages as blocks of a stream: events as they are, everything else as `event: control`.
+
+    `individual`: the session writes the `id:` lines itself. Otherwise they stand here, since the
+    cursor of a stream with one channel is the event's position, the same for all.
+    """
+
+    codec = JSON
+    transport = "sse"
+    label = "json"
+
+    def __init__(self, *, individual: bool) -> None:
+        self.individual = individual
+
+    def event(self, event: Event) -> bytes:
+        """Return the block of an event."""
+        payload = self.codec.event(event)
+        if self.individual:
+            return b"data: %s\n\n" % payload
+        return b"id: %s\ndata: %s\n\n" % (str(event.position).encode(), payload)
+
+    def message(self, message: Message) -> bytes:
+        """Return the block of any other message."""
+        block = b"event: control\ndata: %s\n\n" % self.codec.encode(message)
+        if isinstance(message, ClosingMessage) and isinstance(message.retry_in_ms, int):
+            return b"retry: %d\n%s" % (message.retry_in_ms, block)
+        if isinstance(message, Subscribed | Reset) and not self.individual:
+            return b"id: %s\n%s" % (message.position.encode(), block)
+        return block
+
+
+SHARED: Final = SseWire(individual=False)
+COMPOSED: Final = SseWire(individual=True)
+
+
+class StreamConnection(LeanConnection):
+    """A response without length, which ends with its connection."""
+
+    transport = "sse"
+
+    __slots__ = ("_slot",)
+
+    def __init__(
+        self, sock: socket.socket, context: ConnectionContext, heartbeat: Heartbeat
+    ) -> None:
+        super().__init__(sock, context)
+        self._slot = heartbeat.add(self)
+
+    def receive(self, data: bytes) -> None:
+        """Drop it: the client has nothing more to say on this connection."""
+
+    def farewell(self, closing: Closing) -> bytes:
+        """Return nothing: the stream just ends."""
+        return b""
+
+    def beat(self) -> None:
+        """Send a comment, so that proxies keep the stream and a dead peer shows."""
+        if self._buffer is None:
+            self.send(_COMMENT)
+
+    def lost(self) -> None:
+        """Leave the wheel."""
+        self._slot.pop(self, None)
+
+
+class SseHandler(BaseHandler):
+    """`GET /v1/sse`: checks the request, then hands the socket to a stream's session."""
+
+    route = "/v1/sse"
+
+    def initialize(self, live: Live) -> None:  # type: ignore[override]
+        """Take what all live connections of the node share."""
+        super().initialize(live.node)
+        self._live = live
+
+    @classmethod
+    def methods(cls) -> list[str]:
+        """Return the methods that this route has."""
+        return ["GET", "OPTIONS"]
+
+    async def head(self, *_args: str) -> None:
+        """Refuse: a stream is nothing without its body."""
+        raise HTTPError(405)
+
+    async def get(self) -> None:
+        """Become a stream."""
+        live, node = self._live, self._live.node
+        channels = self._channels()
+        rewind = self._rewind()
+        named = live.check(self)
+        last_id = self.request.headers.get("Last-Event-ID") or None
+        proof: bytes | None = None
+        ticket = self.parameter("ticket")
+        if named is None and ticket is not None:
+            try:
+                named, proof, last_id = node.auth.redeem(ticket, last_id)
+            except (Unauthorized, TokenExpired):
+                if last_id is None:
+                    raise
+                # An EventSource comes back by itself: this tells it to stay away.
+                self.set_status(204)
+                return
+        principal = node.auth.anonymous() if named is None else named
+        cursor = last_id or self.parameter("since")
+        since: Sequence[Position | None] = [None] * len(channels)
+        if cursor:
+            since = parse_cursor(cursor, channels)
+        self._require(principal, channels, rewind)
+        self._start(principal, channels, proof, since, rewind)
+
+    def _start(
+        self,
+        principal: Principal,
+        channels: Sequence[str],
+        proof: bytes | None,
+        since: Sequence[Position | None],
+        rewind: int | None,
+    ) -> None:
+        live = self._live
+        head = self._head()
+        sock, _early = live.take(self, principal)
+        connection = StreamConnection(sock, live.context, live.comments)
+        wire = SHARED if proof is None and len(channels) == 1 else COMPOSED
+        session = StreamSession(
+            live.node,
+            wire,
+            connection,
+            self.client_address,
+            principal,
+            channels=channels,
+            proof=proof,
+        )
+        connection.send(head)
+        connection.start(session)
+        session.begin(since, rewind, live.node.settings.sse.retry_ms)
+
+    def _channels(self) -> list[str]:
+        channels = [
+            name.decode("utf-8", "replace")
+            for name in self.request.query_arguments.get("channel", ())
+        ]
+        most = self._live.node.settings.sse.max_channels
+        if not channels:
+            raise BadRequest("channel is missing: /v1/sse?channel=a&channel=b")
+        if len(channels) > most:
+            raise LimitExceeded(f"a stream has at most {most} channels", reason="max_channels")
+        if len(set(channels)) != len(channels):
+            raise BadRequest("a channel is named twice")
+        return [channel_name(channel) for channel in channels]
+
+    def _rewind(self) -> int | None:
+        text = self.parameter("rewind")
+        if text is None:
+            return None
+        if _COUNT.fullmatch(text) is None or int(text) > _MAX_REWIND:
+            raise BadRequest(f"rewind is a number from 1 to {_MAX_REWIND}")
+        return int(text)
+
+    @staticmethod
+    def _require(principal: Principal, channels: Sequence[str], rewind: int | None) -> None:
+        for channel in channels:
+            principal.require("subscribe", channel)
+            if rewind is not None:
+                principal.require("history", channel)
+
+    def _head(self) -> bytes:
+        lines = [
+            "HTTP/1.1 200 OK",
+            "Content-Type: text/event-stream",
+            "Cache-Control: no-cache, no-transform",
+            "Connection: close",
+            # Nginx would hold events back.
+            "X-Accel-Buffering: no",
+            "X-Content-Type-Options: nosniff",
+            f"X-Request-Id: {self.request_id}",
+        ]
+        lines += [f"{name}: {value}" for name, value in self.cors_headers()]
+        return "\r\n".join((*lines, "", "")).encode("latin-1")

@@ -1,0 +1,379 @@
+"""How do bytes come in and go out? This file: which address leads where, in one table.
+
+Router, metrics and descriptions all read it.
+"""
+
+from typing import Any, Final
+
+from handlers import models
+from handlers.channels import ChannelHandler, ChannelsHandler
+from handlers.health import HealthHandler, MetricsHandler, ReadyHandler
+from handlers.history import HistoryHandler
+from handlers.media import CLOUDEVENT, CLOUDEVENTS, JSON, NDJSON
+from handlers.operations import (
+    ANYBODY,
+    KNOWN,
+    WITH_BODY,
+    Answer,
+    Body,
+    Operation,
+    Parameter,
+    Route,
+    ok,
+    path,
+    query,
+)
+from handlers.pages import DocsHandler, HomeHandler, OpenApiHandler, StaticHandler
+from handlers.presence import PresenceHandler
+from handlers.publish import PublishHandler
+from handlers.sessions import SessionHandler, SessionsHandler, UserSessionsHandler
+from handlers.sse import SseHandler
+from handlers.tokens import TicketsHandler, TokensHandler
+from handlers.websocket import WebSocketHandler
+from server.errors import (
+    Conflict,
+    InvalidData,
+    LimitExceeded,
+    NotFound,
+    RateLimited,
+    TokenExpired,
+    Unauthorized,
+)
+
+_TEXT: Final[dict[str, Any]] = {"type": "string"}
+_COUNT: Final[dict[str, Any]] = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+_NAME: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": r"^[A-Za-z0-9_~@:=-]+(\.[A-Za-z0-9_~@:=-]+)*$",
+    "minLength": 1,
+    "maxLength": 255,
+}
+_POSITION: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{16}-(0|[1-9][0-9]{0,17})-[0-9a-f]{16}$",
+}
+
+_CHANNEL: Final = path("channel", "Name of the channel.", _NAME)
+_CURSOR: Final = query("cursor", "`cursor` of the page before.", _TEXT)
+_LIMIT: Final = query("limit", "Most items wanted; cut to what the settings allow.", _COUNT)
+
+_PUBLISH: Final = Operation(
+    "POST",
+    "publish",
+    "Publish one event, or many",
+    (
+        Answer(
+            200,
+            "Where the event stands; for an array or a batch, that or the error of each one; for "
+            "a stream, a line with that or the error for each line.",
+            (
+                Body(JSON, models.PublishResult),
+                Body(JSON, models.PublishResults),
+                Body(NDJSON, _TEXT),
+            ),
+        ),
+    ),
+    description=(
+        "Services need the scope `publish`; users need the grant, on a channel that takes "
+        "publishes from clients. An array or a batch is validated whole before anything is "
+        "published. `application/x-ndjson` is a stream: one event a line, answered line by line "
+        "in order, read as fast as its answers are taken. CloudEvents in binary mode (`ce-*` "
+        "headers, JSON data) are read too. A CloudEvent's `type` is the name; `source` and `id` "
+        "make the id; `data` stays as it is; all other attributes become tags (`ce-source`). "
+        "Without a Content-Type the body is read as JSON."
+    ),
+    parameters=(
+        query("channel", "Channel of CloudEvents; else their `subject` names it.", _NAME),
+        Parameter(
+            "Idempotency-Key",
+            "header",
+            "Takes the place of `id`; for many events `key:index` does.",
+            {"type": "string", "pattern": "^[!-~]([ -~]*[!-~])?$", "maxLength": 50},
+        ),
+    ),
+    bodies=(
+        Body(JSON, models.PublishRequest),
+        Body(JSON, list[models.PublishRequest]),
+        Body(NDJSON, _TEXT),
+        Body(CLOUDEVENT, models.CloudEvent),
+        Body(CLOUDEVENTS, list[models.CloudEvent]),
+    ),
+    errors=(*WITH_BODY, InvalidData, LimitExceeded),
+)
+
+_HISTORY: Final = Operation(
+    "GET",
+    "history",
+    "Read kept events",
+    (ok("A page of events, and the channel's top.", models.EventPage),),
+    description=(
+        "Needs the scope or the grant `history`. `conflict` says that events behind `since` or "
+        "`cursor` are gone, or that the channel began anew: nothing is left out in silence."
+    ),
+    parameters=(
+        _CHANNEL,
+        query("since", "Only events after this position.", _POSITION),
+        query("before", "Only events before this position.", _POSITION),
+        query(
+            "order",
+            "`asc`: the oldest first; `desc`: the newest first.",
+            {"type": "string", "enum": ["asc", "desc"], "default": "asc"},
+        ),
+        query("limit", "Most events wanted (50); cut to what the settings allow.", _COUNT),
+        query("cursor", "`cursor` of the page before.", _POSITION),
+    ),
+    errors=(*KNOWN, Conflict),
+)
+
+_SESSION_ID: Final = path("session", "Id of the session.", _TEXT)
+_USER: Final = path("user", "The user, percent-encoded.", {"type": "string", "minLength": 1})
+
+TABLE: Final[tuple[Route, ...]] = (
+    Route(PublishHandler.route, PublishHandler, (_PUBLISH,)),
+    Route(
+        ChannelsHandler.route,
+        ChannelsHandler,
+        (
+            Operation(
+                "GET",
+                "channels",
+                "List active channels",
+                (ok("A page of channels, by name.", models.ChannelPage),),
+                description="Needs the scope `channels`; shows what its patterns cover.",
+                parameters=(
+                    query("prefix", "Only channels that begin with this.", _TEXT),
+                    _LIMIT,
+                    _CURSOR,
+                ),
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(
+        ChannelHandler.route,
+        ChannelHandler,
+        (
+            Operation(
+                "GET",
+                "channel",
+                "Look at a channel",
+                (ok("Position, subscribers and rule.", models.Channel),),
+                description="Needs the scope `channels`.",
+                parameters=(_CHANNEL,),
+                errors=(*KNOWN, NotFound),
+            ),
+        ),
+    ),
+    Route(
+        HistoryHandler.route,
+        HistoryHandler,
+        (
+            _HISTORY,
+            Operation(
+                "DELETE",
+                "purge",
+                "Purge a channel's kept events",
+                (ok("The last position that was purged.", models.Purged),),
+                description="Needs the scope `purge`. Positions go on; sessions in step stay so.",
+                parameters=(_CHANNEL,),
+                errors=(*KNOWN, NotFound),
+            ),
+        ),
+    ),
+    Route(
+        PresenceHandler.route,
+        PresenceHandler,
+        (
+            Operation(
+                "GET",
+                "presence",
+                "List who is present",
+                (ok("A page of members, by session.", models.MemberPage),),
+                description="Needs the scope or the grant `presence`, and a rule that keeps it.",
+                parameters=(_CHANNEL, _LIMIT, _CURSOR),
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(
+        SessionsHandler.route,
+        SessionsHandler,
+        (
+            Operation(
+                "GET",
+                "sessions",
+                "List live sessions",
+                (ok("A page of sessions, by id.", models.SessionPage),),
+                description="Needs the scope `sessions`.",
+                parameters=(query("user", "Only sessions of this user.", _TEXT), _LIMIT, _CURSOR),
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(
+        SessionHandler.route,
+        SessionHandler,
+        (
+            Operation(
+                "DELETE",
+                "endSession",
+                "End a session",
+                (Answer(204, "It is over; its client is told to stay away."),),
+                description="Needs the scope `sessions`.",
+                parameters=(_SESSION_ID,),
+                errors=(*KNOWN, NotFound),
+            ),
+        ),
+    ),
+    Route(
+        UserSessionsHandler.route,
+        UserSessionsHandler,
+        (
+            Operation(
+                "DELETE",
+                "endUser",
+                "End all sessions of a user",
+                (ok("How many there were.", models.Ended),),
+                description=(
+                    "Needs the scope `sessions`. Tokens of the user that were issued before now "
+                    "are refused from now on."
+                ),
+                parameters=(_USER,),
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(
+        TokensHandler.route,
+        TokensHandler,
+        (
+            Operation(
+                "POST",
+                "mintToken",
+                "Mint a token for a client",
+                (ok("The token.", models.Token),),
+                description=(
+                    "Needs the scope `tokens`. The key may grant what its own scopes cover: "
+                    "`subscribe` and `history` within `history`, `publish` and `presence` within "
+                    "those of the same name."
+                ),
+                bodies=(Body(JSON, models.TokenRequest),),
+                errors=WITH_BODY,
+            ),
+        ),
+    ),
+    Route(
+        TicketsHandler.route,
+        TicketsHandler,
+        (
+            Operation(
+                "POST",
+                "ticket",
+                "Get a ticket for an event stream",
+                (ok("The ticket, for `/v1/sse?ticket=`.", models.Ticket),),
+                description="For whoever asks; without Authorization where anonymous may listen.",
+                access="optional",
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(
+        "/v1/sse",
+        SseHandler,
+        (
+            Operation(
+                "GET",
+                "stream",
+                "Receive events as Server-Sent Events",
+                (
+                    Answer(200, "A stream.", (Body("text/event-stream", _TEXT),)),
+                    Answer(204, "Stay away: an EventSource does not come back."),
+                ),
+                access="optional",
+                parameters=(
+                    query(
+                        "channel",
+                        "Once for each channel.",
+                        {"type": "array", "items": _NAME, "minItems": 1},
+                        required=True,
+                    ),
+                    query("since", "Resume behind the `id` of this block.", _TEXT),
+                    query("rewind", "Begin with the last events, that many.", _COUNT),
+                    query("ticket", "Of `POST /v1/tickets`, for EventSource.", _TEXT),
+                    Parameter("Last-Event-ID", "header", "Resume behind this block.", _TEXT),
+                ),
+                errors=(*KNOWN, LimitExceeded),
+            ),
+        ),
+    ),
+    Route(
+        "/v1/ws",
+        WebSocketHandler,
+        (
+            Operation(
+                "GET",
+                "session",
+                "Open a session over WebSocket",
+                (
+                    Answer(101, "A session in `galecast.v1.json` or `galecast.v1.msgpack`."),
+                    Answer(426, "This is no WebSocket handshake."),
+                ),
+                access="optional",
+                errors=(*KNOWN, LimitExceeded),
+            ),
+        ),
+    ),
+    Route(
+        HealthHandler.route,
+        HealthHandler,
+        (
+            Operation(
+                "GET",
+                "healthz",
+                "Is the process alive?",
+                (ok("It is.", models.Health),),
+                access="open",
+                errors=ANYBODY,
+            ),
+        ),
+    ),
+    Route(
+        ReadyHandler.route,
+        ReadyHandler,
+        (
+            Operation(
+                "GET",
+                "readyz",
+                "Should clients be sent here?",
+                (
+                    ok("They should.", models.Readiness),
+                    ok("They should not, for these reasons.", models.Readiness, 503),
+                ),
+                access="open",
+                errors=ANYBODY,
+            ),
+        ),
+    ),
+    Route(
+        MetricsHandler.route,
+        MetricsHandler,
+        (
+            Operation(
+                "GET",
+                "metrics",
+                "Metrics for Prometheus",
+                (Answer(200, "All metrics of this node.", (Body("text/plain", _TEXT),)),),
+                description="Needs the scope `metrics`; open on the admin port.",
+                errors=(*ANYBODY, Unauthorized, TokenExpired, RateLimited),
+            ),
+        ),
+    ),
+    Route(OpenApiHandler.route, OpenApiHandler),
+    Route(DocsHandler.route, DocsHandler),
+    Route(HomeHandler.route, HomeHandler),
+    Route(StaticHandler.route, StaticHandler),
+)
+
+ADMIN_TABLE: Final[tuple[Route, ...]] = tuple(
+    route for route in TABLE if route.handler in (HealthHandler, ReadyHandler, MetricsHandler)
+)
