@@ -1,0 +1,89 @@
+# Everything that is done by hand, by a hook or by CI is a target here. `make` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+# Passed on to pytest: make test ARGS="tests/server -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check lint format cover bench lock build clean distclean
+
+help: ## list the targets
+	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+
+run: $(VENV)/.run ## start one node for development and print its address (PORT=8901)
+	@exec $(BIN)/galecast serve --dev $(if $(PORT),--port $(PORT))
+
+test: $(VENV)/.dev ## run the tests; what this machine lacks is skipped with a reason (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint cover ## all that CI checks: style, types, tests, coverage
+
+lint: $(VENV)/.dev ## style and types, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## put all Python files into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The threshold (fail_under in pyproject.toml) holds for each room by itself.
+cover: $(VENV)/.dev ## run the tests and measure coverage, servers in processes of their own included
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@status=0; for room in config pubsub server handlers; do \
+		echo "coverage of $$room/"; \
+		$(BIN)/coverage report --include="$$room/*" || status=1; \
+	done; exit $$status
+
+bench: $(VENV)/.dev ## run the benchmarks that print what docs and README claim
+	@set -e; for script in bench/*.py; do \
+		case $$script in */_*) continue;; esac; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+lock: $(VENV)/.dev ## write the lock files anew (UPGRADE=1 takes the newest releases)
+	$(COMPILE) --group build -o requirements-build.lock
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) pyproject.toml --group dev -c requirements-build.lock -c requirements.lock \
+		-o requirements-dev.lock
+
+build: $(VENV)/.dev ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## remove what tests and builds leave behind
+	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)
+
+# The files below stand for finished steps: an interrupted one is done again, a changed lock is
+# installed again, and otherwise nothing happens.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Galecast needs Python 3.11 or later; $(PYTHON) is not. Set PYTHON=..." >&2; exit 1; }
+	@echo "Making $(VENV)/"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made requirements.lock requirements-build.lock pyproject.toml
+	@echo "Installing what Galecast needs into $(VENV)/"
+	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	@echo "Installing what development needs into $(VENV)/"
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@

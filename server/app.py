@@ -1,0 +1,303 @@
+"""Who is connected here, and what may they do? This file: the composition root, one server process.
+
+Everything is made and owned here: node, sockets, timers, signals. Nothing else starts or stops.
+"""
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from config.rules import ChannelRules
+from config.settings import Settings, default_rule, dev_origins
+from config.sources import Loaded, reloadable
+from handlers.live import Live
+from handlers.routes import make_admin_application, make_application
+from pubsub.memory_broker import MemoryBroker
+from pubsub.memory_presence import MemoryPresence
+from pubsub.ulid import UlidFactory
+from server.auth import Auth
+from server.closing import Closing
+from server.codec import ValueLimits
+from server.commands import Commands
+from server.hub import Hub
+from server.jwks import Jwks
+from server.lifecycle import Lifecycle, Phase
+from server.limits import Occupancy, Rates
+from server.log import configure
+from server.metrics import Metrics
+from server.node import Node
+from server.publishing import Publishing
+from server.subscribing import Subscribing
+from server.ticker import LoopLag, Ticker
+from server.timetable import Timetable
+
+_log = logging.getLogger("galecast")
+
+_BACKLOG = 4096
+_MAX_HEADER_BYTES = 65_536
+_SWEEP_EVERY_S = 0.5
+_SWEEP = 2_000
+
+
+def app_version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("galecast")
+    except PackageNotFoundError:
+        return "0"
+
+
+async def fetch(url: str) -> bytes:
+    """Return the body behind a URL; raises what the client raises."""
+    response = await AsyncHTTPClient().fetch(url, request_timeout=10, max_redirects=3)
+    return response.body
+
+
+class App:
+    """One server process: a node, its sockets and its timers.
+
+    Binds at once, so that the port is known (`settings.port` may be 0); raises OSError. `start`,
+    then `drain`, then `close`. `close` may be called twice, and without the others.
+    """
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self._sockets = bind_sockets(settings.port, settings.host, backlog=_BACKLOG)
+        self.port: int = self._sockets[0].getsockname()[1]
+        if settings.dev and settings.port == 0:
+            origins = settings.origins + dev_origins(self.port)
+            settings = msgspec.structs.replace(settings, origins=origins)
+        self.settings = settings
+        self._loop = loop
+        self._rules = ChannelRules(settings.channels, default_rule(settings))
+        token, broker = settings.token, settings.broker
+        self._jwks = (
+            Jwks(token.jwks_url, fetch, refresh_s=token.jwks_refresh_s) if token.jwks_url else None
+        )
+        self._broker = MemoryBroker(
+            self._rules,
+            max_channels=broker.max_channels,
+            idempotency_window_s=broker.idempotency_window_s,
+            idempotency_max_ids=broker.idempotency_max_ids,
+            position_ttl_s=broker.position_ttl_s,
+        )
+        self.node = self._build()
+        self.live = Live(self.node, loop)
+        self._lag = LoopLag(loop, self.node.metrics)
+        self._sweeper = Ticker(loop, _SWEEP_EVERY_S, self._sweep)
+        self._server: HTTPServer | None = None
+        self._admin: HTTPServer | None = None
+        self.admin_port = settings.admin_port
+
+    def _build(self) -> Node:
+        settings, rules, broker = self.settings, self._rules, self._broker
+        limits = settings.limits
+        metrics = Metrics(version=app_version())
+        presence = MemoryPresence()
+        timetable = Timetable(self._loop)
+        auth = Auth(settings, rules, jwks=self._jwks)
+        hub = Hub(
+            broker,
+            presence,
+            rules,
+            metrics,
+            timetable,
+            members_per_reply=limits.members_per_reply,
+        )
+        new_id = UlidFactory()
+        publishing = Publishing(broker, rules, metrics, new_id)
+        subscribing = Subscribing(
+            hub, broker, presence, metrics, members_per_reply=limits.members_per_reply
+        )
+        commands = Commands(
+            auth=auth,
+            broker=broker,
+            presence=presence,
+            rules=rules,
+            publishing=publishing,
+            subscribing=subscribing,
+            limits=limits,
+        )
+        node = Node(
+            name=settings.node or f"node-{secrets.token_hex(4)}",
+            settings=settings,
+            rules=rules,
+            values=ValueLimits.of(limits),
+            broker=broker,
+            presence=presence,
+            auth=auth,
+            occupancy=Occupancy(limits),
+            rates=Rates(limits, [key.id for key in settings.keys]),
+            metrics=metrics,
+            timetable=timetable,
+            hub=hub,
+            publishing=publishing,
+            subscribing=subscribing,
+            commands=commands,
+            lifecycle=Lifecycle(settings.drain),
+            new_id=new_id,
+        )
+        metrics.bind(subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds))
+        if self._jwks is not None:
+            jwks = self._jwks
+            node.lifecycle.checks.append(
+                lambda: None if jwks.ready else "the key set was not fetched yet"
+            )
+        return node
+
+    # Start
+
+    def start(self) -> None:
+        """Serve; raises OSError if the address for health and metrics cannot be had."""
+        application = make_application(self.node, self.live)
+        self._server = self._serve(application, self._sockets)
+        port = self.settings.admin_port
+        if port:
+            sockets = bind_sockets(port, self.settings.host, backlog=_BACKLOG)
+            self._admin = self._serve(make_admin_application(self.node), sockets)
+        if self._jwks is not None:
+            self._jwks.start()
+        self.node.lifecycle.phase = Phase.READY
+
+    def _serve(self, application: Application, sockets: list[socket.socket]) -> HTTPServer:
+        settings = self.settings
+        server = HTTPServer(
+            application,
+            xheaders=False,
+            max_header_size=_MAX_HEADER_BYTES,
+            max_body_size=settings.limits.body_bytes,
+            idle_connection_timeout=settings.http.idle_timeout_s,
+            body_timeout=settings.http.body_timeout_s,
+        )
+        server.add_sockets(sockets)
+        return server
+
+    @property
+    def url(self) -> str:
+        """The address to reach this node at, from this machine."""
+        host = self.settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    # Running
+
+    def _sweep(self) -> None:
+        if self._broker.sweep(_SWEEP) >= _SWEEP:
+            self._loop.call_soon(self._sweep)
+
+    def reload(self, settings: Settings) -> None:
+        """Put in force what can change while running: channel rules, API keys, log level."""
+        change = reloadable(self.settings, settings)
+        if change.needs_restart:
+            _log.warning("these settings need a restart: %s", ", ".join(change.needs_restart))
+        self.settings = settings = change.settings
+        self._rules.replace(settings.channels)
+        self.node.auth.reload(settings)
+        self.node.rates.replace([key.id for key in settings.keys])
+        logging.getLogger().setLevel(settings.log.level.upper())
+        for session in list(self.node.hub.sessions.values()):
+            principal = self.node.auth.current(session.principal)
+            if principal is None:
+                session.end(Closing.INVALID_TOKEN)
+            else:
+                session.principal = principal
+                session.drop_ungranted()
+        _log.info("reloaded: %s", ", ".join(change.applied) or "nothing changed")
+
+    # The end
+
+    async def drain(self) -> None:
+        """Say goodbye: not ready; after the delay no new connections; then every session is told.
+
+        Returns when all is said and sent, or when the grace time is over.
+        """
+        drain, node = self.settings.drain, self.node
+        node.lifecycle.phase = Phase.DRAINING
+        _log.info("draining", extra={"sessions": len(node.hub.sessions)})
+        await asyncio.sleep(drain.delay_s)
+        if self._server is not None:
+            self._server.stop()
+        try:
+            async with asyncio.timeout(drain.grace_s):
+                await node.lifecycle.dismiss(self.live.sessions())
+                await node.lifecycle.requests_done()
+                while self.live.connections():
+                    # A request in flight may have become a session meanwhile.
+                    await node.lifecycle.dismiss(self.live.sessions())
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            _log.warning("the grace time is over; what is left is cut off")
+
+    async def close(self) -> None:
+        """Let go of everything; may be called twice."""
+        self.node.lifecycle.phase = Phase.STOPPED
+        for server in (self._server, self._admin):
+            if server is not None:
+                server.stop()
+                await server.close_all_connections()
+        self.live.abort()
+        if self._jwks is not None:
+            await self._jwks.close()
+        await self.node.hub.close()
+        await self._broker.close()
+        self._lag.close()
+        self._sweeper.close()
+        self.node.timetable.close()
+
+
+async def run(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; return the exit code.
+
+    A second signal ends at once, with code 1. SIGHUP reloads; `reread` returns None if what it
+    read is not valid, and has said so.
+    """
+    loop = asyncio.get_running_loop()
+    app = App(loaded.settings, loop)
+    stopping = asyncio.Event()
+    hurried = asyncio.Event()
+
+    def on_stop() -> None:
+        (hurried if stopping.is_set() else stopping).set()
+
+    def on_reload() -> None:
+        settings = reread()
+        if settings is not None:
+            app.reload(settings)
+
+    loop.add_signal_handler(signal.SIGTERM, on_stop)
+    loop.add_signal_handler(signal.SIGINT, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, on_reload)
+    try:
+        app.start()
+        _log.info("listening on %s", app.url, extra={"node": app.node.name})
+        await stopping.wait()
+        drained = asyncio.create_task(app.drain())
+        hurry = asyncio.create_task(hurried.wait())
+        await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, hurry):
+            task.cancel()
+        await asyncio.wait([drained, hurry])
+        return 1 if hurried.is_set() else 0
+    finally:
+        await app.close()
+
+
+def serve(loaded: Loaded, reread: Callable[[], Settings | None] = lambda: None) -> int:
+    """Run a node until it is told to stop; return the exit code."""
+    log = loaded.settings.log
+    configure(log.level, log.format, sys.stderr)
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(run(loaded, reread))
+    except OSError as error:
+        _log.error("cannot listen on %s: %s", loaded.settings.host, error)
+        return 1

@@ -1,0 +1,210 @@
+"""Who is connected here, and what may they do? This file: the command line.
+
+Each command imports what it needs when it runs, so that `galecast --help` is quick.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.cli_flags import parse
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from config.sources import Loaded
+    from server.cli_target import Credential, Target
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_FAILED = 1
+
+# The paths of the settings that flags set.
+_FLAGS = {
+    "host": "host",
+    "port": "port",
+    "workers": "workers",
+    "broker_url": "broker.url",
+    "archive_url": "archive.url",
+    "admin_port": "admin_port",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 1 when it failed.
+
+    Raises SystemExit, as argparse does: 2 on wrong usage, 0 after --help and --version.
+    """
+    args = parse(argv)
+    from config.errors import SettingsRejected
+    from server.cli_output import CommandFailed, tell
+
+    try:
+        return _COMMANDS[args.command](args)
+    except SettingsRejected as rejected:
+        for problem in rejected.problems:
+            tell(problem)
+    except CommandFailed as failed:
+        tell(str(failed))
+    except KeyboardInterrupt:
+        # To stop it is how to end `tail`.
+        return 0 if args.command == "tail" else _INTERRUPTED
+    except BrokenPipeError:
+        # Who read the output has gone. What is still buffered must not fail again at exit.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return _FAILED
+
+
+def _load(args: argparse.Namespace) -> "Loaded":
+    """Read the settings; raises SettingsRejected."""
+    from config.sources import load
+
+    given = {
+        path: value
+        for name, path in _FLAGS.items()
+        if (value := getattr(args, name, None)) is not None
+    }
+    if args.dev:
+        given["dev"] = "true"
+    return load(given, os.environ, args.config)
+
+
+# ---- commands
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from config.errors import SettingsRejected
+    from config.settings import dev_notice, warnings
+    from server.app import serve
+    from server.cli_check import key_problems, raise_file_limit
+    from server.cli_output import tell
+
+    loaded = _load(args)
+    settings = loaded.settings
+    if problems := key_problems(settings):
+        raise SettingsRejected(tuple(problems))
+    if settings.dev:
+        tell(dev_notice(settings))
+    for text in warnings(settings):
+        tell(f"warning: {text}")
+    raise_file_limit()
+
+    def reread() -> "Settings | None":
+        try:
+            return _load(args).settings
+        except SettingsRejected as rejected:
+            for problem in rejected.problems:
+                logging.getLogger("galecast").error("not reloaded: %s", problem)
+            return None
+
+    return serve(loaded, reread)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from config.errors import SettingsRejected
+    from server.cli_check import examine, refused, report, this_host
+
+    try:
+        found = examine(_load(args).settings, this_host())
+    except SettingsRejected as rejected:
+        found = refused(rejected.problems)
+    return report(found, as_json=args.json)
+
+
+def _config(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from config.describe import effective
+    from server.cli_output import columns, put, put_json
+
+    found = effective(_load(args))
+    if args.json:
+        put_json({"settings": found})
+        return 0
+    rows = (
+        (each["key"], msgspec.json.encode(each["value"]).decode(), f"({each['origin']})")
+        for each in found
+    )
+    for line in columns(rows):
+        put(line)
+    return 0
+
+
+def _token(args: argparse.Namespace) -> int:
+    from server.cli_credentials import mint
+
+    settings = _load(args).settings
+    return mint(settings, args.user, args.grant, args.ttl, as_json=args.json)
+
+
+def _key(args: argparse.Namespace) -> int:
+    from server.cli_credentials import make_key
+
+    return make_key(args.name, args.scope, as_json=args.json)
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from server.cli_publish import Publisher, parse_tags, publish, publish_lines, read_data
+
+    common: dict[str, Any] = {}
+    for name in ("channel", "name", "id"):
+        if (value := getattr(args, name)) is not None:
+            common[name] = value
+    if args.tag:
+        common["tags"] = parse_tags(args.tag)
+    if not args.ndjson:
+        common["data"] = read_data(args.data)
+    target, credential = _server(args)
+    publisher = Publisher(target, credential)
+    try:
+        if args.ndjson:
+            return publish_lines(publisher, common, as_json=args.json)
+        return publish(publisher, common, as_json=args.json)
+    finally:
+        publisher.close()
+
+
+def _tail(args: argparse.Namespace) -> int:
+    from server.cli_following import Following
+    from server.cli_tail import Tail
+
+    target, credential = _server(args)
+    following = Following(args.channels, args.since, args.rewind)
+    return Tail(target, credential, following, count=args.count, as_json=args.json).run()
+
+
+def _server(args: argparse.Namespace) -> "tuple[Target, Credential]":
+    """Return the server that a client is to go to, and what it shows there.
+
+    With --url the settings are not read: they are of no concern to a client elsewhere.
+    """
+    from server.cli_target import Credential, parse_url, target_of
+
+    dev = args.dev
+    if args.url is not None:
+        target = parse_url(args.url)
+    else:
+        settings = _load(args).settings
+        target, dev = target_of(settings), settings.dev
+    file = None if args.key_file is None else Path(args.key_file)
+    return target, Credential(text=args.key, file=file, dev=dev)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "check": _check,
+    "config": _config,
+    "token": _token,
+    "key": _key,
+    "publish": _publish,
+    "tail": _tail,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

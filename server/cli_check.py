@@ -1,0 +1,129 @@
+"""Who is connected here, and what may they do? This file: `check`, whether a node could serve."""
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from config.rules import ChannelRules
+from config.settings import Settings, warnings
+from server.auth import Auth
+from server.cli_output import columns, put, put_json
+from server.jwks import KeyRejected
+
+Status = Literal["ok", "warn", "fail"]
+
+# What a node has open beside its sessions: its sockets, logs, files and requests in flight.
+SPARE_FILES: Final = 256
+LEAST_BACKLOG: Final = 1_024
+_BACKLOG_FILE: Final = Path("/proc/sys/net/core/somaxconn")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at, and how it is."""
+
+    check: str
+    status: Status
+    message: str
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """What this machine allows: open files (None: no limit) and connections that wait.
+
+    `backlog` is None where it is not known.
+    """
+
+    soft_files: int | None
+    hard_files: int | None
+    backlog: int | None
+
+
+def this_host() -> Host:
+    """Return what this machine allows this process."""
+    soft, hard = (
+        None if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    try:
+        backlog = int(_BACKLOG_FILE.read_text())
+    except (OSError, ValueError):
+        backlog = None
+    return Host(soft_files=soft, hard_files=hard, backlog=backlog)
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the machine allows it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A hard limit without end may be more than the kernel takes.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def key_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the keys that check and sign tokens; reading them is the test."""
+    try:
+        Auth(settings, ChannelRules(settings.channels))
+    except KeyRejected as error:
+        return [str(error)]
+    return []
+
+
+def refused(problems: tuple[str, ...]) -> list[Finding]:
+    """Return the findings for settings that cannot be used."""
+    return [Finding("settings", "fail", problem) for problem in problems]
+
+
+def examine(settings: Settings, host: Host) -> list[Finding]:
+    """Return all findings for settings that are valid one by one."""
+    problems = key_problems(settings)
+    found = list(refused(tuple(problems)))
+    if not found:
+        found.append(Finding("settings", "ok", "valid"))
+    found += [Finding("settings", "warn", text) for text in warnings(settings)]
+    found.append(Finding("broker", "ok", f"{settings.broker.url} is in this process"))
+    found.append(Finding("archive", "ok", "none is used"))
+    found.append(_files(settings.limits.connections, host))
+    if host.backlog is not None:
+        found.append(_backlog(host.backlog))
+    return found
+
+
+def _files(connections: int, host: Host) -> Finding:
+    soft, hard = (
+        "unlimited" if limit is None else str(limit) for limit in (host.soft_files, host.hard_files)
+    )
+    needed = connections + SPARE_FILES
+    if host.hard_files is None or (connections and needed <= host.hard_files):
+        raised = "" if host.soft_files == host.hard_files else f"; serve raises {soft} to that"
+        return Finding("files", "ok", f"{hard} files may be open{raised}")
+    if not connections:
+        text = f"limits.connections is 0 (no limit), but at most {hard} files may be open"
+        return Finding("files", "warn", text)
+    text = (
+        f"limits.connections = {connections} needs {needed} open files, but the hard limit is "
+        f"{hard} (soft {soft}): raise it (ulimit -Hn, LimitNOFILE=) or lower limits.connections"
+    )
+    return Finding("files", "warn", text)
+
+
+def _backlog(backlog: int) -> Finding:
+    if backlog >= LEAST_BACKLOG:
+        return Finding("backlog", "ok", f"{backlog} connections may wait to be accepted")
+    text = (
+        f"net.core.somaxconn is {backlog}: when many clients come back at once, some are turned "
+        f"away; set it to {LEAST_BACKLOG} or more"
+    )
+    return Finding("backlog", "warn", text)
+
+
+def report(found: list[Finding], *, as_json: bool) -> int:
+    """Write the findings; return 1 if any failed, else 0."""
+    failed = any(each.status == "fail" for each in found)
+    if as_json:
+        put_json({"ok": not failed, "checks": found})
+    else:
+        for line in columns((each.status, each.check, each.message) for each in found):
+            put(line)
+    return 1 if failed else 0

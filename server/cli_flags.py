@@ -1,0 +1,251 @@
+"""Who is connected here, and what may they do? This file: what the command line takes."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+_MOST: Final = 100_000
+
+_KEY_HELP: Final = "API key or token; others on this machine can see it: --key-file is safer"
+_SERVE_MORE: Final = """\
+example:
+  galecast serve --dev --port 8901
+  galecast serve --config /etc/galecast.toml
+
+SIGTERM ends it in good order, SIGHUP reads channel rules, keys and log level again.
+"""
+_CHECK_MORE: Final = """\
+example:
+  galecast check --config /etc/galecast.toml
+
+The exit code is 1 if anything failed; warnings alone do not fail.
+"""
+_CONFIG_MORE: Final = """\
+example:
+  galecast config --config /etc/galecast.toml --json
+"""
+_MINT_MORE: Final = """\
+example:
+  galecast token u7 --grant 'chat.*=subscribe,publish' --grant 'news.>=subscribe' --ttl 600
+
+Signs with token.secret of the settings. Only the token goes to standard output.
+"""
+_KEY_MORE: Final = """\
+example:
+  galecast key orders --scope 'publish=orders.>' --scope 'history=orders.>' --scope tokens
+
+The scopes publish, history, presence, channels and purge take patterns; sessions, tokens and
+metrics take none.
+"""
+_PUBLISH_MORE: Final = """\
+example:
+  galecast publish --dev chat.lobby '{"text": "hello"}'
+  galecast publish --key-file orders.key --url https://events.example.com orders.eu - < order.json
+  sensors | galecast publish --dev --ndjson sensors.raw
+
+With --ndjson each line of standard input is the data of one event; without CHANNEL it is a whole
+event: {"channel": ..., "data": ...}.
+"""
+_TAIL_MORE: Final = """\
+example:
+  galecast tail --dev chat.lobby --rewind 20
+  galecast tail --key-file reader.key --url https://events.example.com orders.eu orders.us --json
+
+It comes back when the connection is lost, and goes on behind the last event. Ctrl-C ends it.
+"""
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("galecast")
+        except PackageNotFoundError:
+            found = "(not installed)"
+        print(f"galecast {found}")
+        parser.exit()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; raises SystemExit as argparse does, with 2 on wrong usage."""
+    args, late = make_parser().parse_known_args(argv)
+    command: argparse.ArgumentParser = args.parser
+    # argparse takes positional arguments from one place only, and leaves those behind an option.
+    if late and (any(_is_flag(text) for text in late) or not _take(args, late)):
+        command.error(f"unrecognized arguments: {' '.join(late)}")
+    if wrong := _wrong(args):
+        command.error(wrong)
+    return args
+
+
+def _is_flag(text: str) -> bool:
+    # Data may be a negative number, or stand for standard input.
+    return text.startswith("-") and text != "-" and not text[1:2].isdigit()
+
+
+def _take(args: argparse.Namespace, late: list[str]) -> bool:
+    """Put positional arguments that stood behind an option in their place, if there is one."""
+    if args.command == "tail":
+        args.channels += late
+        return True
+    if args.command == "publish" and len(late) == 1 and args.data is None:
+        args.data = late[0]
+        return True
+    return False
+
+
+def _wrong(args: argparse.Namespace) -> str:
+    """Return what is wrong with the arguments taken together, or nothing."""
+    if args.command not in ("publish", "tail"):
+        return ""
+    if args.url is not None and (args.host is not None or args.port is not None):
+        return "--url says where the server is: leave --host and --port out"
+    if args.command == "tail":
+        several = len(set(args.channels)) > 1 and args.since is not None
+        return "--since is a position in one channel: name one channel" if several else ""
+    if not args.ndjson:
+        return "CHANNEL and DATA are required (or --ndjson)" if args.data is None else ""
+    if args.data is not None:
+        return "with --ndjson the data comes from standard input: leave DATA out"
+    return "--id names one event; --ndjson publishes many" if args.id is not None else ""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `galecast`."""
+    parser = argparse.ArgumentParser(
+        prog="galecast",
+        allow_abbrev=False,
+        description="A real-time event server, and clients to try it with.",
+        epilog="galecast COMMAND --help says more, with an example.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        made.set_defaults(parser=made)
+        return made
+
+    _all_settings(command("serve", "run a node until it is told to stop", _SERVE_MORE))
+    check = command("check", "say whether a node could serve on this machine", _CHECK_MORE)
+    _all_settings(check)
+    _json(check)
+    config = command("config", "print the settings in force and where each came from", _CONFIG_MORE)
+    _all_settings(config)
+    _json(config)
+    _token(command("token", "make a client token", _MINT_MORE))
+    _key(command("key", "make an API key for a service", _KEY_MORE))
+    _publish(command("publish", "publish an event", _PUBLISH_MORE))
+    _tail(command("tail", "show the events of channels as they come", _TAIL_MORE))
+    return parser
+
+
+def _some_settings(
+    parser: argparse.ArgumentParser, dev: str = "development mode: this machine only"
+) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the settings (TOML); else GALECAST_CONFIG"
+    )
+    parser.add_argument("--dev", action="store_true", help=dev)
+
+
+def _address(parser: argparse.ArgumentParser, verb: str) -> None:
+    # Values stay text: the settings check them, as they do for every other source.
+    parser.add_argument("--host", metavar="HOST", help=f"address to {verb}")
+    parser.add_argument("--port", metavar="PORT", help=f"port to {verb}")
+
+
+def _all_settings(parser: argparse.ArgumentParser) -> None:
+    _address(parser, "listen on")
+    parser.add_argument("--workers", metavar="N", help="processes that share the port")
+    _some_settings(parser)
+    parser.add_argument("--broker-url", metavar="URL", help="address of the broker")
+    parser.add_argument("--archive-url", metavar="URL", help="address of the archive")
+    parser.add_argument("--admin-port", metavar="PORT", help="port for health and metrics alone")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="write JSON")
+
+
+def _token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("user", metavar="USER", help="whose token it is (sub)")
+    parser.add_argument(
+        "--grant",
+        action="append",
+        default=[],
+        metavar="PATTERN=ACTIONS",
+        help="actions (subscribe, publish, presence, history) on channels; may be repeated",
+    )
+    parser.add_argument("--ttl", type=float, metavar="SECONDS", help="how long it is valid")
+    _some_settings(parser)
+    _json(parser)
+
+
+def _key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="whose key it is")
+    parser.add_argument(
+        "--scope",
+        action="append",
+        required=True,
+        metavar="SCOPE[=PATTERNS]",
+        help="what it may do, and on which channels; may be repeated",
+    )
+    _json(parser)
+
+
+def _client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", metavar="URL", help="the server; else that of the settings on this machine"
+    )
+    _address(parser, "go to")
+    _some_settings(parser, "show the key of development mode")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--key-file", metavar="FILE", help="file that holds an API key or a token")
+    shown.add_argument("--key", metavar="KEY", help=_KEY_HELP)
+    _json(parser)
+
+
+def _publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("channel", nargs="?", metavar="CHANNEL", help="where to publish")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="JSON; - reads standard input")
+    parser.add_argument("--name", metavar="NAME", help="name of the event (message)")
+    parser.add_argument("--id", metavar="ID", help="id of the event; an id is published once")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="KEY=VALUE", help="tag; may be repeated"
+    )
+    parser.add_argument("--ndjson", action="store_true", help="publish every line of stdin")
+    _client(parser)
+
+
+def _tail(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="what to follow")
+    parser.add_argument("--since", metavar="POSITION", help="begin behind this position")
+    parser.add_argument(
+        "--rewind", type=_whole, metavar="N", help="begin with the last N events of each channel"
+    )
+    parser.add_argument("--count", type=_whole, metavar="N", help="end after N events")
+    _client(parser)
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 to {_MOST}")
+    return int(text)

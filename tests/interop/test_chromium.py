@@ -1,0 +1,195 @@
+"""A real browser: the page at `/`, WebSocket in both encodings, and its own EventSource."""
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import pytest
+from playwright.async_api import Page, async_playwright
+
+from processes import ServerProcess
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in _NAMES if (path := shutil.which(name))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_PUBLISH = """
+async ([channel, data]) => {
+  const response = await fetch("/v1/events", {
+    method: "POST",
+    headers: { Authorization: "Bearer dev.galecast", "Content-Type": "application/json" },
+    body: JSON.stringify({ channel, name: "n", data }),
+  });
+  return response.status;
+}
+"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as running:
+        yield running
+
+
+@asynccontextmanager
+async def browser_page(url: str) -> AsyncIterator[tuple[Page, list[str]]]:
+    """Open a page; yield it with what its console complains of."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = await browser.new_page()
+            complaints: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "console",
+                lambda message: (
+                    complaints.append(message.text)
+                    if message.type in ("error", "warning")
+                    else None
+                ),
+            )
+            await page.goto(url)
+            yield page, complaints
+        finally:
+            await browser.close()
+
+
+async def publish(page: Page, channel: str, data: Any) -> None:
+    assert await page.evaluate(_PUBLISH, [channel, data]) == 200
+
+
+async def test_the_page_shows_live_events_as_text(server: ServerProcess) -> None:
+    async with browser_page(server.url) as (page, complaints):
+        await page.wait_for_function(
+            "document.getElementById('state').textContent.startsWith('following')"
+        )
+        assert "curl" in await page.inner_text("#curl")
+        await publish(page, "demo.hello", {"html": "<img src=x onerror=alert(1)>"})
+        await page.wait_for_selector("#events li")
+        assert "<img src=x" in await page.inner_text("#events li")
+        assert await page.query_selector("#events img") is None
+        assert complaints == []
+
+
+async def test_the_docs_page_works_offline(server: ServerProcess) -> None:
+    async with browser_page(server.url + "/docs") as (page, complaints):
+        await page.wait_for_function("document.body.innerText.includes('/v1/events')")
+        assert complaints == []
+
+
+@pytest.mark.parametrize("subprotocol", ["galecast.v1.json", "galecast.v1.msgpack"])
+async def test_a_websocket(server: ServerProcess, subprotocol: str) -> None:
+    channel = f"browser.{subprotocol.rpartition('.')[2]}"
+    async with browser_page(server.url) as (page, complaints):
+        await page.evaluate(
+            """
+            ([url, subprotocol]) => {
+              window.heard = [];
+              window.socket = new WebSocket(url, subprotocol);
+              socket.binaryType = "arraybuffer";
+              socket.onmessage = ({ data }) =>
+                heard.push(typeof data === "string" ? data : Array.from(new Uint8Array(data)));
+              return new Promise((done) => { socket.onopen = done; });
+            }
+            """,
+            [f"ws://127.0.0.1:{server.port}/v1/ws", subprotocol],
+        )
+        assert await page.evaluate("socket.protocol") == subprotocol
+        for message in (
+            {"type": "connect", "ref": 1},
+            {"type": "subscribe", "ref": 2, "channel": channel},
+        ):
+            await send(page, subprotocol, message)
+        await page.wait_for_function("heard.length === 2")
+        await publish(page, channel, {"x": [1, "zwei", None]})
+        await page.wait_for_function("heard.length === 3")
+        event = decode(subprotocol, (await page.evaluate("heard"))[2])
+        assert event["data"] == {"x": [1, "zwei", None]}
+        assert event["channel"] == channel
+        assert complaints == []
+
+
+async def send(page: Page, subprotocol: str, message: dict[str, Any]) -> None:
+    if subprotocol.endswith("json"):
+        await page.evaluate("(text) => socket.send(text)", json.dumps(message))
+    else:
+        numbers = list(msgpack.packb(message))
+        await page.evaluate("(bytes) => socket.send(new Uint8Array(bytes))", numbers)
+
+
+def decode(subprotocol: str, payload: Any) -> dict[str, Any]:
+    found = json.loads(payload) if subprotocol.endswith("json") else msgpack.unpackb(bytes(payload))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("ticket", [False, True])
+@pytest.mark.parametrize("channels", [["es.one"], ["es.two", "es.three"]])
+async def test_event_source_resumes_with_nothing_lost(
+    server: ServerProcess, channels: list[str], ticket: bool
+) -> None:
+    """The server ends the stream again and again; the browser comes back by itself."""
+    channels = [f"{channel}-{ticket}" for channel in channels]
+    async with browser_page(server.url) as (page, complaints):
+        await page.evaluate(
+            """
+            async ([channels, ticket]) => {
+              const query = new URLSearchParams(channels.map((channel) => ["channel", channel]));
+              if (ticket) {
+                const headers = { Authorization: "Bearer dev.galecast" };
+                const response = await fetch("/v1/tickets", { method: "POST", headers });
+                query.set("ticket", (await response.json()).ticket);
+              }
+              window.heard = [];
+              window.opened = 0;
+              window.source = new EventSource(`/v1/sse?${query}`);
+              source.onmessage = ({ data }) => heard.push(JSON.parse(data));
+              source.addEventListener("control", ({ data }) => {
+                const message = JSON.parse(data);
+                if (message.type === "connected") window.session = message.session;
+                if (message.type === "subscribed") window.opened += 1;
+              });
+            }
+            """,
+            [channels, ticket],
+        )
+        await page.wait_for_function("(n) => opened === n", arg=len(channels))
+        expected = []
+        for number in range(4):
+            for channel in channels:
+                await publish(page, channel, number)
+                expected.append([channel, number])
+            await page.wait_for_function("(n) => heard.length === n", arg=len(expected))
+            # Ended by the server; what is published meanwhile must not be missed.
+            opened = await page.evaluate("opened")
+            status = await page.evaluate(
+                """
+                async () => (await fetch(`/v1/sessions/${session}`, {
+                  method: "DELETE", headers: { Authorization: "Bearer dev.galecast" },
+                })).status
+                """
+            )
+            assert status in (200, 204)
+            for channel in channels:
+                await publish(page, channel, f"meanwhile {number}")
+                expected.append([channel, f"meanwhile {number}"])
+            await page.wait_for_function("(n) => heard.length === n", arg=len(expected))
+            await page.wait_for_function("(n) => opened > n", arg=opened)
+        heard = await page.evaluate("heard.map((event) => [event.channel, event.data])")
+        for channel in channels:
+            assert [each for each in heard if each[0] == channel] == [
+                each for each in expected if each[0] == channel
+            ]
+        assert complaints == []
