@@ -122,12 +122,17 @@ class Commands:
                 principal = self._auth.anonymous()
             else:
                 principal = self._auth.token(command.token)
+            session.open(principal, command.ref)
+        except TokenExpired as refused:
+            session.refuse(command.ref, refused)
+            session.end(Closing.TOKEN_EXPIRED)
+        except LimitExceeded as refused:
+            # Another session of this user may end; so the client is to come back.
+            session.refuse(command.ref, refused)
+            session.end(Closing.RATE_LIMITED)
         except Refused as refused:
             session.refuse(command.ref, refused)
-            expired = isinstance(refused, TokenExpired)
-            session.end(Closing.TOKEN_EXPIRED if expired else Closing.INVALID_TOKEN)
-            return
-        session.open(principal, command.ref)
+            session.end(Closing.INVALID_TOKEN)
 
     async def _refresh(self, session: Session, command: Refresh) -> None:
         principal = self._auth.refresh(session.principal, command.token)
