@@ -16,7 +16,8 @@ from server.metrics import Metrics
 from server.timetable import Entry, Timetable
 
 _READ_BYTES: Final = 65_536
-# Below this a replay goes on, so that it is bounded by what the client reads.
+# Below this a replay goes on, so that it is bounded by what the client reads; less where the limit
+# of unsent bytes is small.
 _LOW_BYTES: Final = 65_536
 # Buffers handed to the kernel in one call; it takes at most 1024.
 _GATHER: Final = 64
@@ -30,6 +31,7 @@ class ConnectionContext:
     __slots__ = (
         "close_timeout_s",
         "loop",
+        "low_bytes",
         "metrics",
         "send_timeout_s",
         "timetable",
@@ -50,6 +52,7 @@ class ConnectionContext:
         self.metrics = metrics
         self.timetable = timetable
         self.unsent_bytes = unsent_bytes
+        self.low_bytes = min(_LOW_BYTES, unsent_bytes // 4)
         self.send_timeout_s = send_timeout_s
         self.close_timeout_s = close_timeout_s
 
@@ -175,7 +178,7 @@ class LeanConnection:
             self._context.loop.remove_writer(sock)
             if self._closing:
                 self._finish()
-        if self._waiter is not None and self.unsent <= _LOW_BYTES:
+        if self._waiter is not None and self.unsent <= self._context.low_bytes:
             self._wake(True)
 
     def _drop_unbegun(self) -> None:
@@ -192,12 +195,12 @@ class LeanConnection:
 
     def clear(self) -> bool:
         """Say whether so little is unsent that a replay may go on."""
-        return self.unsent <= _LOW_BYTES
+        return self.unsent <= self._context.low_bytes
 
     async def drained(self) -> bool:
         """Wait until little is unsent; False when the connection ended. Safe to cancel."""
         while not self._closing and self._socket is not None:
-            if self.unsent <= _LOW_BYTES:
+            if self.unsent <= self._context.low_bytes:
                 return True
             if self._waiter is None or self._waiter.done():
                 self._waiter = self._context.loop.create_future()

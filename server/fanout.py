@@ -18,6 +18,8 @@ _HOLD_S = 0.005
 # An item that comes within this part of the last flush's duration after its end waits for one
 # such duration, so that under load many events leave in one call per session.
 _PACE = 0.25
+# Data that a flush joins at most, so that one call alone never meets the limit of unsent bytes.
+_JOIN_BYTES = 262_144
 
 
 class Fanout(Generic[Item]):
@@ -131,9 +133,9 @@ class Fanout(Generic[Item]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        items, self._pending = self._pending, []
-        if not items:
+        if not self._pending:
             return
+        items = self._take()
         self._began = self._loop.time()
         self._on_begin(items)
         self._run = self._send(items, self._since)
@@ -144,16 +146,34 @@ class Fanout(Generic[Item]):
         run = self._run
         if run is None:
             return
-        for _ in run:
-            # More is left: the loop serves others first.
-            self._timer = self._loop.call_soon(self._step)
-            return
+        try:
+            for _ in run:
+                # More is left: the loop serves others first.
+                self._timer = self._loop.call_soon(self._step)
+                return
+        except BaseException:
+            # Whatever this is, it must not silence the feed for good.
+            self._run = None
+            self._wake()
+            raise
         self._run = None
         self._ended = self._loop.time()
         self._duration = self._ended - self._began
         self._wake()
         if self._pending and self._timer is None:
             self._timer = self._loop.call_later(self._duration, self._begin)
+
+    def _take(self) -> Sequence[Item]:
+        """Take what the next flush sends: all that is pending, unless that is too much to join."""
+        items = self._pending
+        left = _JOIN_BYTES
+        for place, item in enumerate(items):
+            left -= len(getattr(item, "data", b""))
+            if left < 0 and place:
+                self._pending = items[place:]
+                return items[:place]
+        self._pending = []
+        return items
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, None

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
+import playwright
 import pytest
 from playwright.async_api import Page, async_playwright
 
@@ -34,7 +37,18 @@ async ([channel, data]) => {
 }
 """
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+def what_is_missing() -> str:
+    """Return why no browser can be driven on this machine; empty if one can."""
+    if CHROMIUM is None:
+        return "there is no Chromium on this machine"
+    node = Path(playwright.__file__).with_name("driver") / "node"
+    done = subprocess.run([node, "--version"], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"its driver does not run: {done.stderr[-200:]}"
+
+
+MISSING = what_is_missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +60,8 @@ def server() -> Iterator[ServerProcess]:
 @asynccontextmanager
 async def browser_page(url: str) -> AsyncIterator[tuple[Page, list[str]]]:
     """Open a page; yield it with what its console complains of."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
             page = await browser.new_page()
             complaints: list[str] = []

@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
+from msgspec.structs import replace
+
 from delivery_rig import (
     CHANNEL,
     Client,
@@ -356,3 +359,40 @@ async def test_metrics_count_events_once_per_session_and_only_where_they_are_eve
             on.fanout.push([event(1), event(2)])
             assert right(metrics.events_out)
             assert metrics.bytes_out > 0
+
+
+async def test_a_flush_joins_no_more_than_a_session_may_have_unsent() -> None:
+    """A burst of large events in one call would end every healthy session as slow."""
+    async with bench() as on:
+        (client,) = on.crowd(1)
+        on.slow_sends(client, 0.001)
+        large = [replace(event(n), data=b'"%s"' % (b"x" * 65_534)) for n in range(1, 11)]
+        on.fanout.push(large)
+        assert on.begun == [["e1", "e2", "e3", "e4"]]
+        on.finish()
+        assert [len(items) for items in on.begun] == [4, 4, 2]
+        assert client.ids() == [f"e{n}" for n in range(1, 11)]
+        # One that is larger than that alone is sent alone.
+        on.fanout.push([replace(event(11), data=b'"%s"' % (b"x" * 300_000)), event(12)])
+        on.finish()
+        assert on.begun[3:] == [["e11"], ["e12"]]
+
+
+async def test_a_frame_that_cannot_be_built_does_not_silence_the_feed() -> None:
+    async with bench() as on:
+        wire = BrokenWire()
+        client, _subscription = on.listen(wire)
+        with pytest.raises(RuntimeError):
+            on.fanout.push([event(1)])
+        on.loop.now += 1
+        on.fanout.push([event(2)])
+        assert client.ids() == ["e2"]
+
+
+class BrokenWire(LineWire):
+    """A wire with a bug that one event shows."""
+
+    def event(self, event: Event) -> bytes:
+        if event.id == "e1":
+            raise RuntimeError("a bug")
+        return super().event(event)
