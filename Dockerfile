@@ -33,6 +33,6 @@ WORKDIR /
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('GALECAST_PORT', '8000') + '/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('GALECAST_PORT', '8000') + '/healthz', timeout=2)"]
 ENTRYPOINT ["galecast"]
 CMD ["serve"]

@@ -146,7 +146,12 @@ def limits_table() -> str:
         (f"`limits.{each.path}`", _default(each), ANSWERS[each.path], f"`{each.path}`")
         for each in declared(LimitSettings)
     )
-    return _table(("limit", "default", "beyond it", "reason"), rows)
+    others = (
+        (f"`{each.path}`", _default(each), "429 `limit_exceeded`", f"`{each.path}`")
+        for each in declared(Settings)
+        if each.path in ("broker.max_channels", "sse.max_channels")
+    )
+    return _table(("limit", "default", "beyond it", "reason"), (*rows, *others))
 
 
 def document() -> str:

@@ -25,6 +25,13 @@ def _size(meaning: str, unit: str = "bytes", *, low: int = 1, high: int = 1 << 3
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What one node, address, user, session, key or message may use."""
 
+    http_connections: Annotated[
+        int, _count("Connections that are not live sessions, on this node.", "connections")
+    ] = 10_000
+    http_connections_per_address: Annotated[
+        int,
+        _count("The same from one address that is no trusted proxy.", "connections"),
+    ] = 1_000
     connections: Annotated[int, _count("Live sessions on this node.", "sessions")] = 100_000
     connections_per_address: Annotated[
         int, _count("Live sessions from one address.", "sessions")
@@ -81,6 +88,8 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 # What a peer gets that goes beyond a limit, by the limit's name.
 ANSWERS: Final[dict[str, str]] = {
+    "http_connections": "the connection is closed at once",
+    "http_connections_per_address": "the connection is closed at once",
     "connections": "429 `limit_exceeded`",
     "connections_per_address": "429 `limit_exceeded`",
     "connections_per_user": "429 `limit_exceeded`",

@@ -151,7 +151,7 @@ class HistoryHandler(BaseHandler):
 
     @staticmethod
     def _require_before(before: Position | None, history: History | None) -> None:
-        if before is not None and history is not None and not knows(history, before):
+        if before is not None and (history is None or not knows(history, before)):
             raise BadRequest("before is a position of another channel, or of one that began anew")
 
 

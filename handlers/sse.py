@@ -170,7 +170,7 @@ class SseHandler(BaseHandler):
         if not channels:
             raise BadRequest("channel is missing: /v1/sse?channel=a&channel=b")
         if len(channels) > most:
-            raise LimitExceeded(f"a stream has at most {most} channels", reason="max_channels")
+            raise LimitExceeded(f"a stream has at most {most} channels", reason="sse.max_channels")
         if len(set(channels)) != len(channels):
             raise BadRequest("a channel is named twice")
         return [channel_name(channel) for channel in channels]

@@ -21,6 +21,7 @@ from tornado.web import Application
 from config.rules import ChannelRules
 from config.settings import Settings, default_rule, dev_origins
 from config.sources import Loaded, reloadable
+from handlers.accept import RESERVE, Acceptor
 from handlers.live import Live
 from handlers.routes import make_admin_application, make_application
 from pubsub.memory_broker import MemoryBroker
@@ -95,6 +96,7 @@ class App:
         self.live = Live(self.node, loop)
         self._lag = LoopLag(loop, self.node.metrics)
         self._sweeper = Ticker(loop, _SWEEP_EVERY_S, self._sweep)
+        self._acceptors: list[Acceptor] = []
         self._server: HTTPServer | None = None
         self._admin: HTTPServer | None = None
         self.admin_port = settings.admin_port
@@ -164,12 +166,15 @@ class App:
         port = self.settings.admin_port
         if port:
             sockets = bind_sockets(port, self.settings.host, backlog=_BACKLOG)
-            self._admin = self._serve(make_admin_application(self.node), sockets)
+            # Still reached when the node has all the connections that it can take.
+            self._admin = self._serve(make_admin_application(self.node), sockets, RESERVE // 4)
         if self._jwks is not None:
             self._jwks.start()
         self.node.lifecycle.phase = Phase.READY
 
-    def _serve(self, application: Application, sockets: list[socket.socket]) -> HTTPServer:
+    def _serve(
+        self, application: Application, sockets: list[socket.socket], reserve: int = RESERVE
+    ) -> HTTPServer:
         settings = self.settings
         server = HTTPServer(
             application,
@@ -179,7 +184,9 @@ class App:
             idle_connection_timeout=settings.http.idle_timeout_s,
             body_timeout=settings.http.body_timeout_s,
         )
-        server.add_sockets(sockets)
+        acceptor = Acceptor(self._loop, self.node, server, sockets, reserve=reserve)
+        acceptor.start()
+        self._acceptors.append(acceptor)
         return server
 
     @property
@@ -187,6 +194,11 @@ class App:
         """The address to reach this node at, from this machine."""
         host = self.settings.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def http_connections(self) -> int:
+        """Connections on the main port that are not live sessions."""
+        return self._acceptors[0].connections
 
     # Running
 
@@ -224,8 +236,8 @@ class App:
         node.lifecycle.phase = Phase.DRAINING
         _log.info("draining", extra={"sessions": len(node.hub.sessions)})
         await asyncio.sleep(drain.delay_s)
-        if self._server is not None:
-            self._server.stop()
+        for acceptor in self._acceptors[:1]:
+            acceptor.close()
         try:
             async with asyncio.timeout(drain.grace_s):
                 await node.lifecycle.dismiss(self.live.sessions())
@@ -240,9 +252,12 @@ class App:
     async def close(self) -> None:
         """Let go of everything; may be called twice."""
         self.node.lifecycle.phase = Phase.STOPPED
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for sock in self._sockets:
+            sock.close()
         for server in (self._server, self._admin):
             if server is not None:
-                server.stop()
                 await server.close_all_connections()
         self.live.abort()
         if self._jwks is not None:

@@ -69,8 +69,6 @@ def knows(history: History, before: Position) -> bool:
     """Say whether `before` can be of the channel whose events before it were read."""
     if before.offset > history.top.offset:
         return False
-    if not history.events:
-        return True
     return before.epoch in {history.top.epoch, *(each.position.epoch for each in history.events)}
 
 
@@ -252,19 +250,20 @@ class Commands:
         channel = channel_name(command.channel)
         session.principal.require("history", channel)
         before = position(command.before, "before")
+        limit = min(command.limit, self._limits.history_per_reply)
         history = await self._broker.history(
             channel,
             before=None if before is None else before.offset,
-            limit=min(command.limit, self._limits.history_per_reply),
+            limit=limit + 1,
             newest=True,
         )
-        events = () if history is None else history.events
-        if before is not None and history is not None and not knows(history, before):
+        if before is not None and (history is None or not knows(history, before)):
             raise BadRequest("before is not a position of this channel")
+        events = () if history is None else history.events
+        # One more than asked for tells whether there are more.
+        more, events = len(events) > limit, events[-limit:]
         items = [session.wire.codec.item(event) for event in events]
-        cursor = None
-        if events and len(events) == min(command.limit, self._limits.history_per_reply):
-            cursor = str(events[0].position)
+        cursor = str(events[0].position) if more else None
         session.reply(EventsReply(ref=command.ref, channel=channel, events=items, cursor=cursor))
 
     async def _ping(self, session: Session, command: Ping) -> None:

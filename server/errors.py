@@ -21,15 +21,22 @@ class Refused(Exception):
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
-    retry: ClassVar[bool] = False
+    retry: bool = False
 
     def __init__(
-        self, message: str, *, reason: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        retry: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.code
         self.retry_after_s = retry_after_s
+        if retry is not None:
+            self.retry = retry
 
 
 class BadRequest(Refused):

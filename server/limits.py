@@ -184,12 +184,15 @@ class Occupancy:
         """
         limits, place = self._limits, countable(address)
         if limits.connections and self.sessions >= limits.connections:
-            raise LimitExceeded("this node has all the sessions it takes", reason="connections")
+            raise LimitExceeded(
+                "this node has all the sessions it takes", reason="connections", retry=True
+            )
         most = limits.connections_per_address
         if most and self._addresses.get(place, 0) >= most:
             raise LimitExceeded(
                 f"this address has all the {most} sessions it may have",
                 reason="connections_per_address",
+                retry=True,
             )
         if user is not None:
             self.identify(user)
@@ -203,6 +206,7 @@ class Occupancy:
             raise LimitExceeded(
                 f"this user has all the {most} sessions it may have",
                 reason="connections_per_user",
+                retry=True,
             )
         self._users[user] = mine + 1
 

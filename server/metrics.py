@@ -28,7 +28,8 @@ REASONS: Final = frozenset(
     {error.code for error in ALL}
     | set(LimitSettings.__struct_fields__)
     | {closing.reason for closing in Closing}
-    | {"max_channels", "origins", "send_timeout_s", "slow_message", "tickets", _OTHER}
+    | {"broker.max_channels", "sse.max_channels", "file_limit", "origins", "send_timeout_s"}
+    | {"slow_message", "tickets", _OTHER}
 )
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 

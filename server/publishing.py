@@ -86,5 +86,5 @@ def refusal(error: PubSubError) -> Refused:
     if isinstance(error, BrokerUnavailable):
         return Unavailable("the broker is away")
     if isinstance(error, TooManyChannels):
-        return LimitExceeded("there are too many channels", reason="max_channels")
+        return LimitExceeded("there are too many channels", reason="broker.max_channels")
     return Internal("something went wrong")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ _INBOX_LOW: Final = 32
 _TURN: Final = 64
 _HOLD_S: Final = 0.005
 
+
+# When a session comes back that was ended for its rate.
+_EAGER_PAUSE_MS: Final = (1_000, 5_000)
 
 NOBODY: Final = Principal(kind="anonymous")
 
@@ -128,6 +132,10 @@ class Session:
         node.hub.add(self)
         node.metrics.session_opened(self.wire)
         self._watch_expiry()
+        _log.debug(
+            "session opened",
+            extra={"session": self.id, "transport": self.wire.transport, "kind": principal.kind},
+        )
         expires_s = seconds_left(principal)
         limits = node.settings.limits
         self.reply(
@@ -142,8 +150,12 @@ class Session:
                     "frame_bytes": limits.frame_bytes,
                     "data_bytes": limits.data_bytes,
                     "subscriptions": limits.subscriptions_per_session,
-                    "commands_per_s": limits.session_commands_per_s,
-                    "publishes_per_s": limits.session_publishes_per_s,
+                    "commands_per_s": limits.session_commands_per_s
+                    if principal.key is None
+                    else limits.key_requests_per_s,
+                    "publishes_per_s": limits.session_publishes_per_s
+                    if principal.key is None
+                    else limits.key_publishes_per_s,
                 },
             )
         )
@@ -162,9 +174,8 @@ class Session:
         """
         for subscription in list(self.subscriptions.values()):
             allows, channel = self.principal.allows, subscription.channel
-            if not allows("subscribe", channel) or (
-                subscription.watching and not allows("presence", channel)
-            ):
+            presence = allows("presence", channel) and self.node.rules.rule(channel).presence
+            if not allows("subscribe", channel) or (subscription.watching and not presence):
                 self.node.subscribing.end(subscription)
                 self.reply(
                     Unsubscribed(
@@ -223,9 +234,9 @@ class Session:
                 ref = command.ref
             except Undecodable as error:
                 ref, flaw = error.ref, error.refused
-            self._pay()
             if ref is not None:
                 self._advance(ref)
+            self._pay()
             if command is None:
                 raise flaw
             if self.state is State.CONNECTING and type(command) is not Connect:
@@ -283,7 +294,12 @@ class Session:
         self._errors += 1
         if limits.errors_per_minute and self._errors > limits.errors_per_minute:
             metrics.refused("errors_per_minute")
-            self.end(Closing.TOO_MANY_ERRORS)
+            if isinstance(refused, RateLimited):
+                # Too eager, but not wrong: it may come back, at its ease.
+                pause_ms = random.randint(*_EAGER_PAUSE_MS)  # noqa: S311
+                self.end(Closing.RATE_LIMITED, retry_in_ms=pause_ms)
+            else:
+                self.end(Closing.TOO_MANY_ERRORS)
 
     # Sending
 
@@ -321,6 +337,7 @@ class Session:
         # Detached before the close frame: nothing may come behind it.
         self._leave()
         self.node.metrics.closed(closing)
+        _log.debug("session ended", extra={"session": self.id, "code": closing.code})
         last = b"".join(replies or ())
         self.node.metrics.bytes_out += len(last)
         self.connection.close(closing, last)

@@ -101,6 +101,12 @@ class StreamSession(Session):
             cursor = self._proof + b"." + cursor
         return b"id: %s\n" % cursor
 
+    def end(self, closing: Closing, *, retry_in_ms: int | None = None) -> None:
+        """End the stream; an EventSource comes back by itself, so it is refused if it may not."""
+        if self._proof is not None and not closing.come_back:
+            self.node.auth.tickets.end(self._proof, self.principal.expires_at)
+        super().end(closing, retry_in_ms=retry_in_ms)
+
     def send_events(self, items: Sequence[Any], frames: Sequence[bytes]) -> None:
         """Send items of a feed in one call, each with this stream's own cursor."""
         if not self.wire.individual:

@@ -9,6 +9,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, NoReturn
 
 import msgspec
@@ -63,6 +64,7 @@ class Tickets:
     """
 
     __slots__ = (
+        "_ended",
         "_jws",
         "_max_used",
         "_now",
@@ -90,6 +92,7 @@ class Tickets:
         self._ttl_s = ttl_s
         self._now = now
         self._max_used = max_used
+        self._ended: dict[bytes, float] = {}  # proof to when its ticket is over anyway
         self._used: dict[str, float] = {}  # id to when it may be forgotten, in that order
 
     @property
@@ -141,12 +144,24 @@ class Tickets:
                 _refuse("Last-Event-ID does not belong to it")
             cursor = last_event_id[PROOF_BYTES + 1 :]
         now = self._now()
+        if proof in self._ended:
+            _refuse("its stream was ended")
         if now >= claims.exp:
             raise TokenExpired("ticket: expired")
         principal = self._restore(claims.principal)
         if cursor is None:
             self._use(claims, now)
         return principal, proof, cursor
+
+    def end(self, proof: bytes, expires_at: float | None) -> None:
+        """Refuse the ticket of that proof from now on; `expires_at` is its principal's."""
+        now = self._now()
+        ended = self._ended
+        for known in [known for known, until in islice(ended.items(), 8) if until < now]:
+            del ended[known]
+        if len(ended) >= self._max_used:
+            del ended[next(iter(ended))]
+        ended[proof] = now + LIFETIME_S if expires_at is None else expires_at
 
     def _read(self, ticket: str) -> _Claims:
         claims: _Claims | None = None

@@ -100,7 +100,7 @@ def test_the_image_starts_stops_and_reports() -> None:
     assert of("STOPSIGNAL") == ["SIGTERM"]
     assert of("EXPOSE") == ["8000"]
     (check,) = of("HEALTHCHECK")
-    assert "/readyz" in check
+    assert "/healthz" in check
     code = re.search(r'"-c", "(.*)"\]$', check)
     assert code is not None
     compile(code[1], "HEALTHCHECK", "exec")

@@ -334,7 +334,7 @@ async def test_too_many_channels() -> None:
         query = "/v1/sse?channel=a&channel=b&channel=c&channel=d"
         response = await rig.request("GET", query)
         assert response.status == 429 and response.json["code"] == "limit_exceeded"
-        assert rig.refusals("max_channels") == 1
+        assert rig.refusals("sse.max_channels") == 1
 
 
 async def test_grants() -> None:

@@ -229,5 +229,5 @@ async def test_a_full_broker() -> None:
         for type_ in ("publish", "subscribe"):
             refused = await client.call(type_, channel="l.b", data=1)
             assert refused["code"] == "limit_exceeded"
-        assert rig.refusals("max_channels") == 2
+        assert rig.refusals("broker.max_channels") == 2
         assert (await client.call("ping"))["type"] == "pong"

@@ -15,6 +15,7 @@ import playwright
 import pytest
 from playwright.async_api import Page, async_playwright
 
+from cutting_proxy import CuttingProxy
 from processes import ServerProcess
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -164,59 +165,65 @@ def decode(subprotocol: str, payload: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ticket", [False, True])
 @pytest.mark.parametrize("channels", [["es.one"], ["es.two", "es.three"]])
-async def test_event_source_resumes_with_nothing_lost(
-    server: ServerProcess, channels: list[str], ticket: bool
-) -> None:
-    """The server ends the stream again and again; the browser comes back by itself."""
-    channels = [f"{channel}-{ticket}" for channel in channels]
-    async with browser_page(server.url) as (page, complaints):
-        await page.evaluate(
-            """
-            async ([channels, ticket]) => {
-              const query = new URLSearchParams(channels.map((channel) => ["channel", channel]));
-              if (ticket) {
-                const headers = { Authorization: "Bearer dev.galecast" };
-                const response = await fetch("/v1/tickets", { method: "POST", headers });
-                query.set("ticket", (await response.json()).ticket);
-              }
-              window.heard = [];
-              window.opened = 0;
-              window.source = new EventSource(`/v1/sse?${query}`);
-              source.onmessage = ({ data }) => heard.push(JSON.parse(data));
-              source.addEventListener("control", ({ data }) => {
-                const message = JSON.parse(data);
-                if (message.type === "connected") window.session = message.session;
-                if (message.type === "subscribed") window.opened += 1;
-              });
-            }
-            """,
-            [channels, ticket],
-        )
-        await until(page, "(n) => opened === n", len(channels))
-        expected = []
-        for number in range(4):
-            for channel in channels:
-                await publish(page, channel, number)
-                expected.append([channel, number])
-            await until(page, "(n) => heard.length === n", len(expected))
-            # Ended by the server; what is published meanwhile must not be missed.
-            opened = await page.evaluate("opened")
-            status = await page.evaluate(
-                """
-                async () => (await fetch(`/v1/sessions/${session}`, {
-                  method: "DELETE", headers: { Authorization: "Bearer dev.galecast" },
-                })).status
-                """
-            )
-            assert status in (200, 204)
-            for channel in channels:
-                await publish(page, channel, f"meanwhile {number}")
-                expected.append([channel, f"meanwhile {number}"])
-            await until(page, "(n) => heard.length === n", len(expected))
-            await until(page, "(n) => opened > n", opened)
-        heard = await page.evaluate("heard.map((event) => [event.channel, event.data])")
+async def test_event_source_resumes_with_nothing_lost(channels: list[str], ticket: bool) -> None:
+    """The connection is cut again and again; the browser comes back by itself."""
+    async with CuttingProxy() as proxy:
+        origin = f"http://127.0.0.1:{proxy.port}"
+        environ = {"GALECAST_SSE_RETRY_MS": "100", "GALECAST_ORIGINS": origin}
+        with ServerProcess("--dev", environ=environ) as server:
+            proxy.target = server.port
+            async with browser_page(origin + "/docs") as (page, complaints):
+                await follow(page, channels, ticket)
+                expected = await publish_and_cut(page, proxy, channels)
+                heard = await page.evaluate("heard.map((event) => [event.channel, event.data])")
+                for channel in channels:
+                    assert [each for each in heard if each[0] == channel] == [
+                        each for each in expected if each[0] == channel
+                    ]
+                # A stream that is cut is an error to the console, and nothing else is.
+                assert all("ERR_" in complaint for complaint in complaints)
+
+
+async def follow(page: Page, channels: list[str], ticket: bool) -> None:
+    """Open an EventSource in the page."""
+    await page.evaluate(
+        """
+        async ([channels, ticket]) => {
+          const query = new URLSearchParams(channels.map((channel) => ["channel", channel]));
+          if (ticket) {
+            const headers = { Authorization: "Bearer dev.galecast" };
+            const response = await fetch("/v1/tickets", { method: "POST", headers });
+            query.set("ticket", (await response.json()).ticket);
+          }
+          window.heard = [];
+          window.opened = 0;
+          window.source = new EventSource(`/v1/sse?${query}`);
+          source.onmessage = ({ data }) => heard.push(JSON.parse(data));
+          source.addEventListener("control", ({ data }) => {
+            if (JSON.parse(data).type === "subscribed") window.opened += 1;
+          });
+        }
+        """,
+        [channels, ticket],
+    )
+    await until(page, "(n) => opened === n", len(channels))
+
+
+async def publish_and_cut(
+    page: Page, proxy: CuttingProxy, channels: list[str]
+) -> list[list[object]]:
+    """Publish, cut, and publish while the stream is away, four times; return what was published."""
+    expected: list[list[object]] = []
+    for number in range(4):
         for channel in channels:
-            assert [each for each in heard if each[0] == channel] == [
-                each for each in expected if each[0] == channel
-            ]
-        assert complaints == []
+            await publish(page, channel, number)
+            expected.append([channel, number])
+        await until(page, "(n) => heard.length === n", len(expected))
+        opened = await page.evaluate("opened")
+        proxy.cut()
+        for channel in channels:
+            await publish(page, channel, f"meanwhile {number}")
+            expected.append([channel, f"meanwhile {number}"])
+        await until(page, "(n) => heard.length === n", len(expected))
+        await until(page, "(n) => opened > n", opened)
+    return expected

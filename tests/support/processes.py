@@ -69,6 +69,16 @@ class ServerProcess:
                     raise AssertionError(f"{text!r} is not in the log:\n{''.join(self._lines)}")
                 self._changed.wait(min(left, 0.2))
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def cpu_s(self) -> float:
+        """Return the CPU time used so far, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._process.send_signal(number)

@@ -1,0 +1,151 @@
+"""How do bytes come in? First by a connection: how many of them there may be."""
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from math import inf
+from typing import Final
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+
+from handlers.address import Networks, networks
+from server.limits import countable
+from server.node import Node
+
+_log = logging.getLogger(__name__)
+
+# Connections taken before others get their turn.
+_AT_ONCE: Final = 64
+# What the process needs beside connections: logs, clients of its own, sockets that are closing.
+RESERVE: Final = 64
+_PAUSE_S: Final = 0.25
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class CountedStream(IOStream):
+    """A stream that says when its socket is closed, also when a live session keeps a duplicate."""
+
+    def __init__(self, connection: socket.socket, on_closed: Callable[[], None]) -> None:
+        self._on_closed: Callable[[], None] | None = on_closed
+        super().__init__(connection)
+
+    def close_fd(self) -> None:
+        """Close the socket."""
+        super().close_fd()
+        told, self._on_closed = self._on_closed, None
+        if told is not None:
+            told()
+
+
+class Acceptor:
+    """Takes connections for an HTTP server, as many as the limits and the file limit allow.
+
+    One beyond that is closed at once, so that its client need not wait to learn it. A machine that
+    is out of descriptors is left alone for a while: accepting again at once would only burn CPU.
+    Addresses of trusted proxies have no limit of their own.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node: Node,
+        server: HTTPServer,
+        sockets: Sequence[socket.socket],
+        *,
+        reserve: int = RESERVE,
+    ) -> None:
+        self._loop = loop
+        self._node = node
+        self._server = server
+        self._sockets = list(sockets)
+        self._addresses: dict[str, int] = {}
+        self._trusted: Networks = networks(node.settings.trusted_proxies)
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_files = inf if soft == resource.RLIM_INFINITY else soft - reserve
+        self._paused: asyncio.TimerHandle | None = None
+        self.connections = 0
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for sock in self._sockets:
+            sock.setblocking(False)
+            self._loop.add_reader(sock, self._on_ready, sock)
+
+    def close(self) -> None:
+        """Accept no more; connections that were taken go on. May be called twice."""
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            self._loop.remove_reader(sock)
+            sock.close()
+
+    def _on_ready(self, sock: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, address = sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
+                    return
+                # The client went away while it waited.
+                continue
+            self._take(connection, address)
+
+    def _take(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        host = countable(address[0]) if address else ""
+        reason = self._refusal(host)
+        if reason:
+            self._node.metrics.refused(reason)
+            connection.close()
+            return
+        self.connections += 1
+        self._addresses[host] = self._addresses.get(host, 0) + 1
+        stream = CountedStream(connection, lambda: self._on_closed(host))
+        self._server.handle_stream(stream, address)
+
+    def _refusal(self, host: str) -> str:
+        """Return which limit a further connection would break; empty if none."""
+        limits = self._node.settings.limits
+        if self.connections + self._node.occupancy.sessions >= self._most_files:
+            return "file_limit"
+        if limits.http_connections and self.connections >= limits.http_connections:
+            return "http_connections"
+        most = limits.http_connections_per_address
+        if most and self._addresses.get(host, 0) >= most and not self._is_proxy(host):
+            return "http_connections_per_address"
+        return ""
+
+    def _is_proxy(self, host: str) -> bool:
+        try:
+            address = ip_address(host.partition("/")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in self._trusted)
+
+    def _on_closed(self, host: str) -> None:
+        self.connections -= 1
+        if self._addresses[host] == 1:
+            del self._addresses[host]
+        else:
+            self._addresses[host] -= 1
+
+    def _pause(self, error: OSError) -> None:
+        if self._paused is None:
+            _log.warning("no connections are accepted for a while: %s", error)
+            self._node.metrics.refused("file_limit")
+            for sock in self._sockets:
+                self._loop.remove_reader(sock)
+            self._paused = self._loop.call_later(_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = None
+        self.start()
