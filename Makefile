@@ -19,7 +19,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
 		while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
-run: $(VENV)/.run ## start one node for development and print its address (PORT=8901)
+run: $(VENV)/.run ## start one node for development and print its address (PORT=8901 for another than 8000)
 	@exec $(BIN)/galecast serve --dev $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev ## run the tests; what this machine lacks is skipped with a reason (ARGS="-k name")

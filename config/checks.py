@@ -165,7 +165,7 @@ def check_scopes(values: Mapping[str, Any]) -> dict[Scope, tuple[str, ...] | boo
     kept: dict[Scope, tuple[str, ...] | bool] = {}
     for scope in values:
         if scope not in SCOPES:
-            raise ValueError(f"unknown scope {scope!a}")
+            raise ValueError(f"unknown scope {scope!a}; there are {', '.join(SCOPES)}")
     for known in SCOPES:
         if known not in values:
             continue

@@ -234,7 +234,11 @@ class App:
         """
         drain, node = self.settings.drain, self.node
         node.lifecycle.phase = Phase.DRAINING
-        _log.info("draining", extra={"sessions": len(node.hub.sessions)})
+        _log.info(
+            "draining, at most %g s; a second signal ends at once",
+            drain.delay_s + drain.grace_s,
+            extra={"sessions": len(node.hub.sessions)},
+        )
         await asyncio.sleep(drain.delay_s)
         for acceptor in self._acceptors[:1]:
             acceptor.close()
@@ -301,6 +305,7 @@ async def run(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
         for task in (drained, hurry):
             task.cancel()
         await asyncio.wait([drained, hurry])
+        _log.info("stopped")
         return 1 if hurried.is_set() else 0
     finally:
         await app.close()
@@ -314,5 +319,14 @@ def serve(loaded: Loaded, reread: Callable[[], Settings | None] = lambda: None) 
         with asyncio.Runner() as runner:
             return runner.run(run(loaded, reread))
     except OSError as error:
-        _log.error("cannot listen on %s: %s", loaded.settings.host, error)
+        settings = loaded.settings
+        ports = f"{settings.port}"
+        if settings.admin_port:
+            ports += f" and {settings.admin_port}"
+        _log.error(
+            "cannot listen on %s, port %s: %s; choose another with --port",
+            settings.host,
+            ports,
+            error.strerror or error,
+        )
         return 1

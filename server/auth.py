@@ -71,7 +71,10 @@ class Auth:
         if scheme.lower() != "bearer" or not text:
             raise Unauthorized("Authorization has to be: Bearer, a space, an API key or a token")
         # A key has one dot, a JWT two; neither of a key's parts can hold one.
-        return self.keys.authenticate(text) if text.count(".") == 1 else self.token(text)
+        dots = text.count(".")
+        if dots not in (1, 2):
+            raise Unauthorized("neither an API key (id.secret) nor a token")
+        return self.keys.authenticate(text) if dots == 1 else self.token(text)
 
     def token(self, text: str) -> Principal:
         """Return the user of a token (JWT); raises Unauthorized or TokenExpired."""

@@ -216,7 +216,7 @@ def _client(parser: argparse.ArgumentParser) -> None:
         "--url", metavar="URL", help="the server; else that of the settings on this machine"
     )
     _address(parser, "go to")
-    _some_settings(parser, "show the key of development mode")
+    _some_settings(parser, "use the key of development mode")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--key-file", metavar="FILE", help="file that holds an API key or a token")
     shown.add_argument("--key", metavar="KEY", help=_KEY_HELP)

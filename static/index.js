@@ -68,7 +68,7 @@ function open() {
   mine.onopen = () => {
     mine.send(JSON.stringify({ type: "connect", ref: 1 }));
     const subscribe = { type: "subscribe", ref: 2, channel };
-    mine.send(JSON.stringify(position ? { ...subscribe, since: position } : subscribe));
+    mine.send(JSON.stringify(position ? { ...subscribe, since: position } : { ...subscribe, rewind: 10 }));
   };
   mine.onmessage = ({ data }) => {
     if (socket === mine) take(JSON.parse(data));
@@ -96,4 +96,6 @@ element("follow").addEventListener("submit", (event) => {
   event.preventDefault();
   follow(element("channel").value.trim());
 });
+const wanted = new URLSearchParams(location.search).get("channel");
+if (wanted) element("channel").value = wanted;
 follow(element("channel").value);

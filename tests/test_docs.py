@@ -45,6 +45,8 @@ ELSEWHERE = {
     "make ": "make -n, below: the targets run the tests themselves",
     "python3 -m venv /opt/galecast": "test_packaging.py builds the wheel and installs it",
     "/opt/galecast/bin/pip install ": "test_packaging.py builds the wheel and installs it",
+    "galecast serve --config ": "test_app_process.py starts and reloads a node so",
+    "galecast publish --key-file ": "test_cli.py, with a key of its own",
     "docker ": "test_project.py reads the Dockerfile; tests have no Docker",
     "groupadd ": "changes the machine",
     "chown ": "changes the machine",

@@ -455,6 +455,24 @@ async def test_a_ticket_is_told_to_stay_away_by_204() -> None:
         await until(rig.nobody_left)
 
 
+async def test_a_stream_that_was_ended_does_not_come_back_with_its_ticket() -> None:
+    """An EventSource reconnects by itself, so ending its session had no effect."""
+    async with live() as rig:
+        tickets = [await ticket(rig, **bearer()) for _ in range(2)]
+        paths = [f"channel=a&ticket={each}" for each in tickets]
+        ended, other = [await ready(rig, path) for path in paths]
+        session = next(each for each in rig.sessions if each.principal.user == "u1")
+        session.end(Closing.ENDED)
+        assert (await ended.control("closing"))["code"] == 4502
+        response = await rig.request("GET", f"/v1/sse?{paths[0]}", Last_Event_ID=ended.last_id)
+        assert response.status == 204
+        # The user's other stream is not meant, nor one that may come back.
+        rig.sessions[0].end(Closing.TOO_SLOW)
+        await other.control("closing")
+        again = await rig.sse(paths[1], Last_Event_ID=other.last_id)
+        assert (await again.control("subscribed"))["recovered"] is True
+
+
 async def test_a_ticket_ends_with_its_token() -> None:
     async with live(token__leeway_s=0.0) as rig:
         text = await ticket(rig, **bearer("u1", ttl_s=0.6))

@@ -340,8 +340,15 @@ async def test_history_before_a_position_of_nobody(encoding: str) -> None:
         await rig.publish("h.b", 1)
         other = await rig.publish("h.b", 2)
         epoch, _offset, check = ack["position"].split("-")
-        for wrong in (other["position"], f"{epoch}-77-{check}", "junk", ""):
+        foreign = f"deadbeefdeadbeef-1-{check}"
+        for wrong in (other["position"], f"{epoch}-77-{check}", foreign, "junk", ""):
             assert (await history(client, before=wrong))["code"] == "bad_request", wrong
+        # What a cursor says is never refused, also when nothing is left before it.
+        await rig.publish("h.a", 2)
+        page = await history(client, limit=1)
+        last = await history(client, limit=1, before=page["cursor"])
+        assert [each["data"] for each in last["events"]] == [1]
+        assert "cursor" not in last
         for limit in (0, -1, 100_001, "5", 1.5):
             assert (await history(client, limit=limit))["code"] == "bad_request", limit
 

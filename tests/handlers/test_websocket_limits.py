@@ -36,6 +36,35 @@ async def test_commands_per_second(encoding: str) -> None:
         raise AssertionError("the limit never lets go")
 
 
+@both
+async def test_whoever_is_merely_too_eager_may_come_back(encoding: str) -> None:
+    """It was sent away for good (4504), as if it had done wrong."""
+    async with live(limits__session_commands_per_s=2, limits__errors_per_minute=3) as rig:
+        client = await rig.ws(encoding)
+        commands = [client.numbered("ping") for _ in range(8)]
+        await client.write(b"".join(map(client.encode, commands)))
+        ended = await client.ended()
+        assert ended.code == 4007
+        assert 1_000 <= ended.messages[-1]["retry_in_ms"] <= 5_000
+
+
+async def test_a_refused_command_has_used_its_ref() -> None:
+    async with live(limits__session_commands_per_s=1) as rig:
+        client = await rig.ws()
+        command = client.numbered("ping")
+        (refused,) = await burst(client, command)
+        assert refused["code"] == "rate_limited"
+        await client.send(**command)
+        assert (await client.message())["code"] == "bad_ref"
+
+
+async def test_a_service_is_told_the_limits_of_its_key() -> None:
+    async with live(limits__key_publishes_per_s=77, limits__key_requests_per_s=99) as rig:
+        client = await rig.ws(connect=False, **BEARER)
+        limits = (await client.message())["limits"]
+        assert (limits["commands_per_s"], limits["publishes_per_s"]) == (99, 77)
+
+
 async def test_what_is_not_understood_counts_too() -> None:
     async with live(limits__session_commands_per_s=3) as rig:
         client = await rig.ws()

@@ -104,7 +104,7 @@ async def test_the_page_shows_live_events_as_text(server: ServerProcess) -> None
     async with browser_page(server.url) as (page, complaints):
         await until(page, "document.getElementById('state').textContent.startsWith('following')")
         assert "curl" in await page.inner_text("#curl")
-        await publish(page, "demo.hello", {"html": "<img src=x onerror=alert(1)>"})
+        await publish(page, "a.b", {"html": "<img src=x onerror=alert(1)>"})
         await page.wait_for_selector("#events li")
         assert "<img src=x" in await page.inner_text("#events li")
         assert await page.query_selector("#events img") is None

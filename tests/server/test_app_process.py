@@ -163,7 +163,7 @@ def port_in_use() -> None:
         command = [sys.executable, "-m", "server.cli", "serve", "--dev", "--port", port]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "cannot listen" in done.stderr
+    assert f"cannot listen on 127.0.0.1, port {port}: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
