@@ -23,7 +23,6 @@ NO_STATUS: Final = 1005
 
 MAX_CONTROL_BYTES: Final = 125
 MAX_REASON_BYTES: Final = MAX_CONTROL_BYTES - 2
-MAX_HEADER_BYTES: Final = 14
 
 Item: TypeAlias = tuple[int, bytes]
 """What the reader gives: an opcode (TEXT, BINARY, PING, PONG or CLOSE) and the whole payload."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from config.rules import ChannelRules
@@ -268,11 +268,6 @@ class Hub:
             _log.info("broker refused: %s", error)
         else:
             _log.error("task failed", exc_info=error)
-
-    def counts(self) -> Iterator[tuple[str, int]]:
-        """Yield each channel with a feed and its subscriptions."""
-        for channel, feed in self.feeds.items():
-            yield channel, feed.holds
 
     async def close(self) -> None:
         """Give up all feeds and await all tasks; may be called twice."""

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Final, TextIO
 
@@ -68,20 +68,6 @@ def configure(level: str, format: str, stream: TextIO, *, colour: bool = False) 
             other.close()
     root.addHandler(handler)
     logging.captureWarnings(True)
-
-
-class Bound(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose records all carry some fields, such as `session` or `request`."""
-
-    def __init__(self, logger: logging.Logger, **fields: object) -> None:
-        super().__init__(logger, fields)
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the fields to those of the call, whose own come first."""
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return msg, kwargs
 
 
 def redact(text: str) -> str:

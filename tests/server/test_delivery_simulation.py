@@ -5,6 +5,7 @@ calls to the broker take their time or fail; channels are purged and their broke
 session must see every event behind its `subscribed.position` once and in order, or be told.
 """
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from config.rules import ChannelRule
 from delivery_rig import CHANNEL, Client, DeliveryRig, LineWire, open_delivery_rig, turns, until
@@ -207,13 +210,14 @@ WIRES = [LineWire(), LineWire()]
 
 async def simulate(
     monkeypatch: pytest.MonkeyPatch,
-    seed: int,
+    rng: random.Random,
     *,
     harm: bool,
+    sliced: bool,
     ring: int = 10_000,
     loss: float = 0.1,
+    number: int = STEPS,
 ) -> World:
-    rng = random.Random(seed)
     rule = ChannelRule(match=">", history_size=ring)
     async with open_delivery_rig(rule, linger_s=0.0, tick_s=0.001) as rig:
         backplane = Backplane(rng, loss)
@@ -229,7 +233,7 @@ async def simulate(
             keep(record, fresh, size)
 
         monkeypatch.setattr(_Record, "keep", noted)
-        if seed % 2:
+        if sliced:
             # Each flush gives way after each send.
             monkeypatch.setattr("server.fanout._LOOK_EVERY", 1)
             monkeypatch.setattr("server.fanout._HOLD_S", -1.0)
@@ -245,7 +249,7 @@ async def simulate(
         if harm:
             steps += [(world.purge, 1), (world.fail_over, 1)]
         kinds, weights = zip(*steps, strict=True)
-        for _ in range(STEPS):
+        for _ in range(number):
             await rng.choices(kinds, weights)[0]()
             await turns(rng.choice((0, 1, 3, 20)))
         await world.settle()
@@ -266,7 +270,7 @@ async def simulate(
 async def test_nothing_is_lost_or_told_twice_while_history_holds_everything(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = await simulate(monkeypatch, seed, harm=False)
+    world = await simulate(monkeypatch, random.Random(seed), harm=False, sliced=seed % 2 == 1)
     world.check_offers()
     assert world.truth
 
@@ -276,7 +280,7 @@ async def test_what_cannot_be_continued_is_told(
     seed: int, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log("server.repair", "feed reset", required=False)
-    await simulate(monkeypatch, seed, harm=True)
+    await simulate(monkeypatch, random.Random(seed), harm=True, sliced=seed % 2 == 1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -284,7 +288,44 @@ async def test_a_short_history_is_outrun_and_that_is_told(
     seed: int, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     expect_log("server.repair", "feed reset", required=False)
-    await simulate(monkeypatch, seed, harm=seed % 2 == 1, ring=20, loss=0.15)
+    await simulate(
+        monkeypatch,
+        random.Random(seed),
+        harm=seed % 2 == 1,
+        sliced=seed % 2 == 1,
+        ring=20,
+        loss=0.15,
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    harm=st.booleans(),
+    sliced=st.booleans(),
+    ring=st.sampled_from((0, 3, 20, 10_000)),
+    loss=st.sampled_from((0.0, 0.1, 0.3)),
+)
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_whatever_course_things_take(
+    expect_log: Any, seed: int, harm: bool, sliced: bool, ring: int, loss: float
+) -> None:
+    """The same over the settings that matter, and courses that nobody picked."""
+    expect_log("server.repair", "feed reset", required=False)
+    with pytest.MonkeyPatch.context() as patch:
+        asyncio.run(
+            simulate(
+                patch,
+                random.Random(seed),
+                harm=harm,
+                sliced=sliced,
+                ring=ring,
+                loss=loss,
+                number=30,
+            )
+        )
 
 
 async def test_the_check_sees_what_is_left_out_repeated_or_swapped() -> None:

@@ -55,7 +55,6 @@ async def test_subscriptions_are_counted() -> None:
         assert rig.hub.subscribers("a.c") == 1
         assert rig.hub.subscribers("a.d") == 0
         assert rig.hub.subscriptions() == 4
-        assert dict(rig.hub.counts()) == {CHANNEL: 3, "a.c": 1}
         clients[0].leave()
         assert rig.hub.subscriptions() == 2
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.log import MASK, Bound, JsonFormatter, PrettyFormatter, configure, escape, redact
+from server.log import MASK, JsonFormatter, PrettyFormatter, configure, escape, redact
 
 CANARY = "cAnArYcAnArYcAnArY0123456789-_cAnArYcAnArY0"
 JWT = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIi{CANARY}.{CANARY}"
@@ -331,14 +331,3 @@ def test_a_closed_stream_disturbs_nobody(
     stream.close()
     logging.getLogger("server.test_log").info("canary")
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_bound_logger_names_its_session_in_every_record(quiet_root: logging.Logger) -> None:
-    stream = io.StringIO()
-    configure("info", "json", stream)
-    log = Bound(logging.getLogger("server.test_log"), session="s1", request="r1")
-    log.info("one")
-    log.info("two %s", 2, extra={"request": "r2", "n": 1})
-    one, two = map(json.loads, stream.getvalue().splitlines())
-    assert (one["session"], one["request"]) == ("s1", "r1")
-    assert (two["message"], two["session"], two["request"], two["n"]) == ("two 2", "s1", "r2", 1)
