@@ -298,6 +298,24 @@ async def test_presence_where_it_is_off_or_not_granted() -> None:
         assert (await client.call("subscribe", channel="off.a"))["type"] == "subscribed"
 
 
+async def test_presence_that_a_reload_switches_off_is_watched_no_longer() -> None:
+    on, off = (ChannelRule(match="room.*", presence=each) for each in (True, False))
+    async with live(channels=(on,)) as rig:
+        watching = await rig.ws(token=token("u1"))
+        await watching.call("subscribe", channel="room.a", presence=True)
+        other = await rig.ws(token=token("u2"))
+        await other.call("subscribe", channel="room.a")
+        assert (await watching.next("presence"))["action"] == "join"
+        rig.app.reload(msgspec.structs.replace(rig.app.settings, channels=(off,)))
+        ended = await watching.next("unsubscribed")
+        assert (ended["channel"], ended["code"]) == ("room.a", "forbidden")
+        # Who only listens goes on, and so does who comes back without asking for presence.
+        assert (await watching.call("subscribe", channel="room.a"))["type"] == "subscribed"
+        await rig.publish("room.a", 1)
+        for client in (watching, other):
+            assert (await client.next("event"))["data"] == 1
+
+
 async def test_an_entry_needs_a_subscription() -> None:
     async with live() as rig:
         client = await rig.ws()
