@@ -1,7 +1,6 @@
 """A real browser: the page at `/`, WebSocket in both encodings, and its own EventSource."""
 
 import asyncio
-import json
 import shutil
 import subprocess
 import time
@@ -10,12 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
 import playwright
 import pytest
 from playwright.async_api import Page, async_playwright
 
 from cutting_proxy import CuttingProxy
+from one_session import JSON, MSGPACK, run_session
 from processes import ServerProcess
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -117,11 +116,17 @@ async def test_the_docs_page_works_offline(server: ServerProcess) -> None:
         assert complaints == []
 
 
-@pytest.mark.parametrize("subprotocol", ["galecast.v1.json", "galecast.v1.msgpack"])
-async def test_a_websocket(server: ServerProcess, subprotocol: str) -> None:
-    channel = f"browser.{subprotocol.rpartition('.')[2]}"
-    async with browser_page(server.url) as (page, complaints):
-        await page.evaluate(
+class BrowserSocket:
+    """A WebSocket of a page, as the session of all clients wants it."""
+
+    def __init__(self, page: Page, subprotocol: str) -> None:
+        self._page = page
+        self._taken = 0
+        self.subprotocol: str | None = subprotocol
+
+    async def open(self, url: str) -> None:
+        """Connect; what comes is kept in the page."""
+        self.subprotocol = await self._page.evaluate(
             """
             ([url, subprotocol]) => {
               window.heard = [];
@@ -129,38 +134,47 @@ async def test_a_websocket(server: ServerProcess, subprotocol: str) -> None:
               socket.binaryType = "arraybuffer";
               socket.onmessage = ({ data }) =>
                 heard.push(typeof data === "string" ? data : Array.from(new Uint8Array(data)));
-              return new Promise((done) => { socket.onopen = done; });
+              return new Promise((done) => { socket.onopen = () => done(socket.protocol); });
             }
             """,
-            [f"ws://127.0.0.1:{server.port}/v1/ws", subprotocol],
+            [url, self.subprotocol],
         )
-        assert await page.evaluate("socket.protocol") == subprotocol
-        for message in (
-            {"type": "connect", "ref": 1},
-            {"type": "subscribe", "ref": 2, "channel": channel},
-        ):
-            await send(page, subprotocol, message)
-        await until(page, "heard.length === 2")
-        await publish(page, channel, {"x": [1, "zwei", None]})
-        await until(page, "heard.length === 3")
-        event = decode(subprotocol, (await page.evaluate("heard"))[2])
-        assert event["data"] == {"x": [1, "zwei", None]}
-        assert event["channel"] == channel
+
+    async def send(self, payload: str | bytes) -> None:
+        """Send a text or a binary message."""
+        if isinstance(payload, str):
+            await self._page.evaluate("(text) => socket.send(text)", payload)
+        else:
+            send = "(bytes) => socket.send(new Uint8Array(bytes))"
+            await self._page.evaluate(send, list(payload))
+
+    async def receive(self) -> str | bytes:
+        """Return the next message."""
+        await until(self._page, "(n) => heard.length > n", self._taken)
+        message = await self._page.evaluate("(n) => heard[n]", self._taken)
+        self._taken += 1
+        return message if isinstance(message, str) else bytes(message)
+
+    async def close(self) -> None:
+        """End the connection and wait for the server's answer."""
+        code = (
+            "new Promise((done) => { socket.onclose = (e) => done(e.wasClean); socket.close(); })"
+        )
+        assert await self._page.evaluate(code) is True
+
+
+@pytest.mark.parametrize("subprotocol", [JSON, MSGPACK])
+async def test_the_same_session(server: ServerProcess, subprotocol: str) -> None:
+    async with browser_page(server.url + "/docs") as (page, complaints):
+
+        async def connect(url: str) -> BrowserSocket:
+            client = BrowserSocket(page, subprotocol)
+            await client.open(url)
+            return client
+
+        channel = f"browser.{subprotocol.rpartition('.')[2]}"
+        await run_session(server, connect, subprotocol, channel)
         assert complaints == []
-
-
-async def send(page: Page, subprotocol: str, message: dict[str, Any]) -> None:
-    if subprotocol.endswith("json"):
-        await page.evaluate("(text) => socket.send(text)", json.dumps(message))
-    else:
-        numbers = list(msgpack.packb(message))
-        await page.evaluate("(bytes) => socket.send(new Uint8Array(bytes))", numbers)
-
-
-def decode(subprotocol: str, payload: Any) -> dict[str, Any]:
-    found = json.loads(payload) if subprotocol.endswith("json") else msgpack.unpackb(bytes(payload))
-    assert isinstance(found, dict)
-    return found
 
 
 @pytest.mark.parametrize("ticket", [False, True])
