@@ -5,27 +5,22 @@ turn of the loop, through the sink and by no other path.
 """
 
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from operator import attrgetter
 from typing import Final, Protocol
 
 from pubsub.broker import ChannelState, History, Sink
+from pubsub.channel_record import ChannelRecord
 from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
 from pubsub.event import Draft, Event, Published
-from pubsub.idempotency import ChannelIds, PublishedIds
+from pubsub.idempotency import PublishedIds
 from pubsub.litter import Litter
 from pubsub.position import Position, chain, new_epoch, start
 from pubsub.sorted_names import SortedNames
 
-# Events beyond the rule's size are cut off in strokes: one at a time would move the rest each time.
-_MOST_SLACK: Final = 1_024
 # Expired channels that one listing cleans up, lest it holds the loop.
 _MOST_STALE: Final = 1_000
-
-_offset_of = attrgetter("position.offset")
 
 
 class HistoryRule(Protocol):
@@ -42,86 +37,6 @@ class HistoryRules(Protocol):
     """Where the broker finds a channel's rule; asked at every publish, so a reload shows."""
 
     def rule(self, channel: str) -> HistoryRule: ...
-
-
-class _Record:
-    """A channel: its top, its kept events and when they go.
-
-    `events` may hold a few more than `size`, the rule's bound at the last publish. `fades` is the
-    time of the record's entry among the fading (inf: none), `lapsing` says whether it has one
-    among the lapsing, `listed` whether it is among the active.
-    """
-
-    __slots__ = (
-        "events",
-        "expires",
-        "fades",
-        "floor",
-        "ids",
-        "lapsing",
-        "listed",
-        "name",
-        "size",
-        "subscribed",
-        "time",
-        "top",
-        "touched",
-    )
-
-    def __init__(self, name: str, top: Position, now: float) -> None:
-        self.name = name
-        self.top = top
-        self.time = 0
-        self.floor = 0
-        self.events: list[Event] = []
-        self.size = 0
-        self.expires = -inf
-        self.fades = inf
-        self.ids = ChannelIds()
-        self.lapsing = False
-        self.listed = False
-        self.subscribed = False
-        self.touched = now
-
-    def first(self) -> int:
-        """Return the index of the first event that the rule keeps."""
-        return max(0, len(self.events) - self.size)
-
-    def keep(self, fresh: list[Event], size: int) -> None:
-        """Append events and cut off what is beyond `size`."""
-        events = self.events
-        if size != self.size:
-            del events[: self.first()]
-            self.size = size
-        events += fresh
-        if len(events) > size + min(size >> 3, _MOST_SLACK):
-            del events[: len(events) - size]
-
-    def run(self, after: int, before: int | None, limit: int, newest: bool) -> tuple[Event, ...]:
-        """Return kept events with after < offset < before, the first or last `limit` of them."""
-        events = self.events
-        low = bisect_right(events, after, lo=self.first(), key=_offset_of)
-        high = len(events)
-        if before is not None:
-            high = bisect_left(events, before, lo=low, key=_offset_of)
-        if high - low > limit:
-            low, high = (high - limit, high) if newest else (low, low + limit)
-        return tuple(events[low:high])
-
-    def check_at(self, offset: int) -> str | None:
-        """Return the check at an offset of the current epoch, or None if it is not known."""
-        top = self.top
-        if offset == top.offset:
-            return top.check
-        # Where an epoch began, an event of the one before may have the same offset.
-        at = bisect_left(self.events, offset, lo=self.first(), key=_offset_of)
-        for event in self.events[at : at + 2]:
-            if event.position.epoch == top.epoch:
-                if event.position.offset == offset:
-                    return event.position.check
-                if event.position.offset == offset + 1:
-                    return event.prev
-        return None
 
 
 class MemoryBroker:
@@ -155,7 +70,7 @@ class MemoryBroker:
         self._now = now
         self._monotonic = monotonic
         self._closed = False
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, ChannelRecord] = {}
         self._active = SortedNames()
         self._litter = Litter()
         self._ids = PublishedIds(idempotency_window_s, idempotency_max_ids, self._litter)
@@ -264,7 +179,7 @@ class MemoryBroker:
     async def channels(self, *, prefix: str, after: str, limit: int) -> list[ChannelState]:
         now = self._begin()
         states: list[ChannelState] = []
-        stale: list[_Record] = []
+        stale: list[ChannelRecord] = []
         names = (
             self._active.walk(after, inclusive=False)
             if after >= prefix
@@ -343,15 +258,15 @@ class MemoryBroker:
     def _refusal(self) -> TooManyChannels:
         return TooManyChannels(f"{len(self._records)} channels are kept, as many as allowed")
 
-    def _make(self, channel: str, now: float, offset: int = 0) -> _Record | None:
+    def _make(self, channel: str, now: float, offset: int = 0) -> ChannelRecord | None:
         """Make a channel's record in a new epoch; None at the bound."""
         if len(self._records) >= self._max_channels:
             return None
-        record = self._records[channel] = _Record(channel, start(new_epoch(), offset), now)
+        record = self._records[channel] = ChannelRecord(channel, start(new_epoch(), offset), now)
         self._file(record)
         return record
 
-    def _alive(self, channel: str, now: float) -> _Record | None:
+    def _alive(self, channel: str, now: float) -> ChannelRecord | None:
         """Return a channel's record, without what has expired."""
         record = self._records.get(channel)
         if record is None:
@@ -360,10 +275,10 @@ class MemoryBroker:
             self._expire(record)
         return record
 
-    def _lapsed(self, record: _Record, now: float) -> bool:
+    def _lapsed(self, record: ChannelRecord, now: float) -> bool:
         return not record.listed and record.touched + self._lapse_s <= now
 
-    def _file(self, record: _Record) -> None:
+    def _file(self, record: ChannelRecord) -> None:
         """Put a record among the active or the lapsing, as it is now."""
         active = record.subscribed or bool(record.events)
         if active != record.listed:
@@ -376,16 +291,16 @@ class MemoryBroker:
             record.lapsing = True
             heappush(self._lapsing, (record.touched + self._lapse_s, record.name))
 
-    def _plan_fade(self, record: _Record) -> None:
+    def _plan_fade(self, record: ChannelRecord) -> None:
         record.fades = record.expires
         heappush(self._fading, (record.expires, record.name))
 
-    def _expire(self, record: _Record) -> None:
+    def _expire(self, record: ChannelRecord) -> None:
         # Seen late or not, the position outlives the events from when they expired.
         record.touched = max(record.touched, record.expires)
         self._drop_events(record)
 
-    def _drop_events(self, record: _Record) -> None:
+    def _drop_events(self, record: ChannelRecord) -> None:
         self._litter.throw(record.events)
         record.events = []
         self._file(record)
@@ -394,7 +309,7 @@ class MemoryBroker:
 
     def _publish_run(
         self,
-        record: _Record,
+        record: ChannelRecord,
         drafts: Sequence[Draft],
         answers: list[Published | PubSubError],
         now: float,
@@ -445,7 +360,7 @@ class MemoryBroker:
             if record.subscribed:
                 self._sink.on_events(channel, fresh)
 
-    def _keep(self, record: _Record, fresh: list[Event], now: float) -> None:
+    def _keep(self, record: ChannelRecord, fresh: list[Event], now: float) -> None:
         rule = self._rules.rule(record.name)
         record.keep(fresh, rule.history_size if rule.history_ttl_s > 0 else 0)
         record.touched = now

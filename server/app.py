@@ -29,17 +29,11 @@ from pubsub.memory_presence import MemoryPresence
 from pubsub.ulid import UlidFactory
 from server.auth import Auth
 from server.closing import Closing
-from server.codec import ValueLimits
-from server.commands import Commands
-from server.hub import Hub
 from server.jwks import Jwks
-from server.lifecycle import Lifecycle, Phase
-from server.limits import Occupancy, Rates
+from server.lifecycle import Phase
 from server.log import configure
 from server.metrics import Metrics
-from server.node import Node
-from server.publishing import Publishing
-from server.subscribing import Subscribing
+from server.node import Node, assemble
 from server.ticker import LoopLag, Ticker
 from server.timetable import Timetable
 
@@ -102,54 +96,18 @@ class App:
         self.admin_port = settings.admin_port
 
     def _build(self) -> Node:
-        settings, rules, broker = self.settings, self._rules, self._broker
-        limits = settings.limits
-        metrics = Metrics(version=app_version())
-        presence = MemoryPresence()
-        timetable = Timetable(self._loop)
-        auth = Auth(settings, rules, jwks=self._jwks)
-        hub = Hub(
-            broker,
-            presence,
-            rules,
-            metrics,
-            timetable,
-            members_per_reply=limits.members_per_reply,
-        )
-        new_id = UlidFactory()
-        publishing = Publishing(broker, rules, metrics, new_id)
-        subscribing = Subscribing(
-            hub, broker, presence, metrics, members_per_reply=limits.members_per_reply
-        )
-        commands = Commands(
-            auth=auth,
-            broker=broker,
-            presence=presence,
-            rules=rules,
-            publishing=publishing,
-            subscribing=subscribing,
-            limits=limits,
-        )
-        node = Node(
+        settings = self.settings
+        node = assemble(
+            settings,
             name=settings.node or f"node-{secrets.token_hex(4)}",
-            settings=settings,
-            rules=rules,
-            values=ValueLimits.of(limits),
-            broker=broker,
-            presence=presence,
-            auth=auth,
-            occupancy=Occupancy(limits),
-            rates=Rates(limits, [key.id for key in settings.keys]),
-            metrics=metrics,
-            timetable=timetable,
-            hub=hub,
-            publishing=publishing,
-            subscribing=subscribing,
-            commands=commands,
-            lifecycle=Lifecycle(settings.drain),
-            new_id=new_id,
+            rules=self._rules,
+            broker=self._broker,
+            presence=MemoryPresence(),
+            auth=Auth(settings, self._rules, jwks=self._jwks),
+            metrics=Metrics(version=app_version()),
+            timetable=Timetable(self._loop),
+            new_id=UlidFactory(),
         )
-        metrics.bind(subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds))
         if self._jwks is not None:
             jwks = self._jwks
             node.lifecycle.checks.append(

@@ -1,6 +1,7 @@
 """Who is connected here, and what may they do? This file: the node as a whole."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from config.rules import ChannelRules
@@ -10,7 +11,7 @@ from pubsub.presence import PresenceStore
 from server.auth import Auth
 from server.codec import ValueLimits
 from server.commands import Commands
-from server.hub import Hub
+from server.hub import LINGER_S, Hub
 from server.lifecycle import Lifecycle
 from server.limits import Occupancy, Rates
 from server.metrics import Metrics
@@ -40,3 +41,67 @@ class Node:
     commands: Commands
     lifecycle: Lifecycle
     new_id: Callable[[], str]
+
+
+def assemble(
+    settings: Settings,
+    *,
+    name: str,
+    rules: ChannelRules,
+    broker: Broker,
+    presence: PresenceStore,
+    auth: Auth,
+    metrics: Metrics,
+    timetable: Timetable,
+    new_id: Callable[[], str],
+    linger_s: float = LINGER_S,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Node:
+    """Return a node over a broker and a presence store; `rules` are the ones that those share too.
+
+    `linger_s` is how long a feed outlives its last subscription, `sleep` how retries wait.
+    """
+    limits = settings.limits
+    members = limits.members_per_reply
+    hub = Hub(
+        broker,
+        presence,
+        rules,
+        metrics,
+        timetable,
+        members_per_reply=members,
+        linger_s=linger_s,
+        sleep=sleep,
+    )
+    publishing = Publishing(broker, rules, metrics, new_id)
+    subscribing = Subscribing(
+        hub, broker, presence, metrics, members_per_reply=members, sleep=sleep
+    )
+    metrics.bind(subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds))
+    return Node(
+        name=name,
+        settings=settings,
+        rules=rules,
+        values=ValueLimits.of(limits),
+        broker=broker,
+        presence=presence,
+        auth=auth,
+        occupancy=Occupancy(limits),
+        rates=Rates(limits, [key.id for key in settings.keys]),
+        metrics=metrics,
+        timetable=timetable,
+        hub=hub,
+        publishing=publishing,
+        subscribing=subscribing,
+        commands=Commands(
+            auth=auth,
+            broker=broker,
+            presence=presence,
+            rules=rules,
+            publishing=publishing,
+            subscribing=subscribing,
+            limits=limits,
+        ),
+        lifecycle=Lifecycle(settings.drain),
+        new_id=new_id,
+    )

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from config.rules import ChannelRule
 from delivery_rig import CHANNEL, Client, DeliveryRig, LineWire, open_delivery_rig, turns, until
+from pubsub.channel_record import ChannelRecord
 from pubsub.event import Event
-from pubsub.memory_broker import _Record
 from server.feed import State
 
 SEEDS = range(40)
@@ -226,13 +226,13 @@ async def simulate(
         rig.broker.turns = lambda: rng.choice((0, 0, 1, 2, 5))
 
         # The truth is what the broker gave a position, whatever becomes of it.
-        keep = _Record.keep
+        keep = ChannelRecord.keep
 
-        def noted(record: _Record, fresh: list[Event], size: int) -> None:
+        def noted(record: ChannelRecord, fresh: list[Event], size: int) -> None:
             world.truth += fresh
             keep(record, fresh, size)
 
-        monkeypatch.setattr(_Record, "keep", noted)
+        monkeypatch.setattr(ChannelRecord, "keep", noted)
         if sliced:
             # Each flush gives way after each send.
             monkeypatch.setattr("server.fanout._LOOK_EVERY", 1)

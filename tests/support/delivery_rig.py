@@ -30,20 +30,15 @@ from pubsub.position import Position, chain, start
 from pubsub.presence import Member, Members, PresenceSink
 from server.auth import Auth
 from server.closing import Closing
-from server.codec import JSON, ValueLimits
-from server.commands import Commands
+from server.codec import JSON
 from server.connection import Connection
 from server.feed import Feed, State
 from server.hub import Hub
-from server.lifecycle import Lifecycle
-from server.limits import Occupancy, Rates
 from server.metrics import Metrics
-from server.node import Node
+from server.node import Node, assemble
 from server.principal import Principal, service_grants
 from server.protocol import Message
-from server.publishing import Publishing
 from server.session import Session
-from server.subscribing import Subscribing
 from server.timetable import Timetable
 
 CHANNEL = "a.b"
@@ -571,51 +566,22 @@ async def open_delivery_rig(
     channel_rules = ChannelRules(rules, ChannelRule(match=">", presence=True, client_publish=True))
     broker = LossyBroker(MemoryBroker(channel_rules, **broker_options))
     presence, sleeps = SlowPresence(), Sleeps()
-    metrics = Metrics(version="0")
     timetable = Timetable(loop, tick_s=tick_s)
-    hub = Hub(
-        broker,
-        presence,
-        channel_rules,
-        metrics,
-        timetable,
-        members_per_reply=members_per_reply,
+    ids = count(1)
+    node = assemble(
+        settings,
+        name="node",
+        rules=channel_rules,
+        broker=broker,
+        presence=presence,
+        auth=Auth(settings, channel_rules),
+        metrics=Metrics(version="0"),
+        timetable=timetable,
+        new_id=lambda: f"s{next(ids)}",
         linger_s=linger_s,
         sleep=sleeps,
     )
-    ids = count(1)
-    publishing = Publishing(broker, channel_rules, metrics, lambda: f"new{next(ids)}")
-    subscribing = Subscribing(
-        hub, broker, presence, metrics, members_per_reply=members_per_reply, sleep=sleeps
-    )
-    auth = Auth(settings, channel_rules)
-    node = Node(
-        name="node",
-        settings=settings,
-        rules=channel_rules,
-        values=ValueLimits.of(limits),
-        broker=broker,
-        presence=presence,
-        auth=auth,
-        occupancy=Occupancy(limits),
-        rates=Rates(limits),
-        metrics=metrics,
-        timetable=timetable,
-        hub=hub,
-        publishing=publishing,
-        subscribing=subscribing,
-        commands=Commands(
-            auth=auth,
-            broker=broker,
-            presence=presence,
-            rules=channel_rules,
-            publishing=publishing,
-            subscribing=subscribing,
-            limits=limits,
-        ),
-        lifecycle=Lifecycle(settings.drain),
-        new_id=lambda: f"s{next(ids)}",
-    )
+    hub = node.hub
     try:
         yield DeliveryRig(node, broker, presence, sleeps, LineWire())
     finally:
