@@ -43,13 +43,17 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     session_commands_per_s: Annotated[
         int,
         _count(
-            "Commands of one session in a second; requests of one user over HTTP.", "per second"
+            "Commands of one session in a second; over HTTP requests of one user, or of anonymous "
+            "clients from one address.",
+            "per second",
         ),
     ] = 100
     session_publishes_per_s: Annotated[
         int,
         _count(
-            "Publishes of one client's session in a second; of one user over HTTP.", "per second"
+            "Publishes of one client's session in a second; over HTTP of one user, or of anonymous "
+            "clients from one address.",
+            "per second",
         ),
     ] = 50
     key_requests_per_s: Annotated[

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
@@ -104,25 +105,31 @@ class BaseHandler(RequestHandler):
 
     # ---- who asks
 
-    def authenticate(self) -> Principal:
+    def authenticate(self, *, anonymous: bool = False) -> Principal:
         """Return whom the request acts for, and count it; raises Refused.
 
         The bearer is all that counts: no cookie is ever read, so that a foreign page cannot make a
-        browser act for its user.
+        browser act for its user. With `anonymous` a request without one acts for the anonymous
+        principal, where the settings let it in; credentials that are not valid never do.
         """
         header = self.request.headers.get("Authorization")
-        if header is None:
-            raise Unauthorized("Authorization is missing: Bearer, a space, an API key or a token")
-        return self.admit(self.node.auth.bearer(header))
+        if header is not None:
+            return self._admit(self.node.auth.bearer(header))
+        if anonymous:
+            with suppress(Unauthorized):
+                return self._admit(self.node.auth.anonymous())
+        raise Unauthorized("Authorization is missing: Bearer, a space, an API key or a token")
 
-    def admit(self, principal: Principal) -> Principal:
-        """Count the request against its API key or user; raises RateLimited."""
+    def _admit(self, principal: Principal) -> Principal:
+        """Count the request against its API key, user or address; raises RateLimited."""
         self.principal = principal
         rates, now = self.node.rates, time.monotonic()
         if principal.key is not None:
             rates.request(principal.key, now)
         elif principal.user is not None:
             rates.user_request(principal.user, now)
+        else:
+            rates.address_request(self.client_address, now)
         self._set_quota(principal)
         return principal
 
@@ -133,6 +140,8 @@ class BaseHandler(RequestHandler):
             rates.publish(principal.key, now, count)
         elif principal.user is not None:
             rates.user_publish(principal.user, now, count)
+        else:
+            rates.address_publish(self.client_address, now, count)
 
     @property
     def client_address(self) -> str:
@@ -210,7 +219,7 @@ class BaseHandler(RequestHandler):
         elif principal.user is not None:
             bucket = rates.user_requests(principal.user)
         else:
-            return
+            bucket = rates.address_requests(self.client_address)
         quota = bucket.quota(time.monotonic())
         if quota is not None:
             self.set_header("RateLimit-Limit", str(quota.limit))

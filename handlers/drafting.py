@@ -81,12 +81,15 @@ def draft(node: Node, principal: Principal, request: PublishRequest, event_id: s
 
 
 def _check_exclude(node: Node, principal: Principal, session_id: str) -> None:
-    """Services may leave out any session, a user only its own: else it could hide what it says."""
+    """Services may leave out any session, a user only its own: else it could hide what it says.
+
+    Anonymous clients may leave out none: nothing shows which one is whose.
+    """
     if len(session_id) > _MAX_SESSION:
         raise BadRequest("exclude is not a session")
     if principal.kind != "service":
         session = node.hub.sessions.get(session_id)
-        if session is None or session.principal.user != principal.user:
+        if session is None or principal.user is None or session.principal.user != principal.user:
             raise Forbidden("exclude is not a session of this user")
 
 

@@ -10,8 +10,8 @@ CLOUDEVENT: Final = "application/cloudevents+json"
 CLOUDEVENTS: Final = "application/cloudevents-batch+json"
 
 # What `curl -d` sends unless told otherwise. A page of any origin may send such a body without a
-# preflight; that gains it nothing here, since Origin is checked and Authorization is required,
-# and a browser adds neither a bearer on its own.
+# preflight; that gains it nothing here, since Origin is checked, and a browser adds no bearer on
+# its own.
 FORM: Final = "application/x-www-form-urlencoded"
 
 

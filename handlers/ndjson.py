@@ -68,7 +68,7 @@ class NdjsonHandler(BaseHandler):
         self._idle: Entry | None = None
         self._place = 0
         headers = self.request.headers
-        principal = self.authenticate()
+        principal = self.authenticate(anonymous=True)
         media_type(self.content_type)
         check_encoding(headers.get("Content-Encoding"))
         self._who: Principal = principal

@@ -23,7 +23,7 @@ _INTRODUCTION: Final = (
 )
 _HEADERS: Final[dict[str, tuple[str, str]]] = {
     "X-Request-Id": ("The request's own id, or a new one; it stands in the log.", "string"),
-    "RateLimit-Limit": ("Requests that this API key may make at once.", "integer"),
+    "RateLimit-Limit": ("Requests that this API key, user or address may make at once.", "integer"),
     "RateLimit-Remaining": ("Requests that are left of these just now.", "integer"),
     "RateLimit-Reset": ("Seconds until all of them are there again.", "integer"),
     "Retry-After": ("Seconds to wait before the next attempt.", "integer"),

@@ -1,5 +1,7 @@
 """How do bytes go out? This file: the pages that a browser opens, and what they load."""
 
+import gzip
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
@@ -8,6 +10,7 @@ from tornado.web import HTTPError
 
 import static
 from handlers.base import BaseHandler
+from handlers.media import JSON
 from server.node import Node
 
 # Nothing from elsewhere and nothing inline: markup in an event or a name stays text.
@@ -21,24 +24,50 @@ _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".ico": "image/x-icon",
     ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    # Declarations (.d.ts), for people and for editors: those go by the name.
+    ".ts": "text/plain; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
 }
+_COMPRESSED: Final = ("text/", "image/svg+xml", JSON)
+
+_ASK_AGAIN: Final = "no-cache"
+_FOR_EVER: Final = "public, max-age=31536000, immutable"
+_NEVER: Final = re.compile(r"q=0(\.0*)?").fullmatch
 
 
 class Asset(NamedTuple):
-    """A file as it is sent."""
+    """A file as it is sent; `tag` changes when it does, `gzipped` is None if that is no gain."""
 
     body: bytes
     media_type: str
-    etag: str
+    tag: str
+    gzipped: bytes | None = None
 
 
 def asset(body: bytes, media_type: str) -> Asset:
-    """Return `body` with the tag that changes when it does."""
-    return Asset(body, media_type, f'"{sha256(body).hexdigest()[:32]}"')
+    """Return a file with its tag, and compressed where that makes it smaller."""
+    gzipped = None
+    if media_type.startswith(_COMPRESSED):
+        # No time in it: every node sends the same.
+        gzipped = gzip.compress(body, mtime=0)
+        if len(gzipped) >= len(body):
+            gzipped = None
+    return Asset(body, media_type, sha256(body).hexdigest()[:32], gzipped)
+
+
+def takes_gzip(accept_encoding: str) -> bool:
+    """Say whether a client that sends this Accept-Encoding reads gzip (RFC 9110, 12.5.3)."""
+    anything = False
+    for entry in accept_encoding.lower().split(","):
+        coding, _, weight = entry.replace(" ", "").replace("\t", "").partition(";")
+        taken = _NEVER(weight) is None
+        if coding in ("gzip", "x-gzip"):
+            return taken
+        if coding == "*":
+            anything = taken
+    return anything
 
 
 def load_assets(folder: Path | None = None) -> dict[str, Asset]:
@@ -65,20 +94,30 @@ class PageHandler(BaseHandler):
     def prepare(self) -> None:
         """Let every page in: files are for all, and browsers send Origin for their own modules."""
 
-    def send(self, name: str) -> None:
-        """Send the asset of that name; raises HTTPError if there is none."""
+    def send(self, name: str, version: str | None = None) -> None:
+        """Send the asset of that name; raises HTTPError if there is none.
+
+        At the address of its present `version` it may be kept for ever. At that of another one it
+        may not: during a roll-out a page of one node asks another for what it loads.
+        """
         asset = self._assets.get(name)
         if asset is None:
             raise HTTPError(404)
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("Etag", asset.etag)
+        body, etag = asset.body, asset.tag
+        if asset.gzipped is not None:
+            self.add_header("Vary", "Accept-Encoding")
+            if takes_gzip(self.request.headers.get("Accept-Encoding", "")):
+                self.set_header("Content-Encoding", "gzip")
+                body, etag = asset.gzipped, f"{asset.tag}-gz"
+        self.set_header("Cache-Control", _FOR_EVER if version == asset.tag else _ASK_AGAIN)
+        self.set_header("Etag", f'"{etag}"')
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Referrer-Policy", "no-referrer")
         if self.check_etag_header():
             self.set_status(304)
             return
         self.set_header("Content-Type", asset.media_type)
-        self.finish(asset.body)
+        self.finish(body)
 
 
 class HomeHandler(PageHandler):
@@ -114,7 +153,7 @@ class OpenApiHandler(PageHandler):
 
 
 class StaticHandler(PageHandler):
-    """`GET /static/{file}`: what the pages load."""
+    """`GET /static/{file}`: what the pages load; with `?v=` and its tag it is never asked again."""
 
     route: ClassVar[str] = "/static/{file}"
 
@@ -122,4 +161,7 @@ class StaticHandler(PageHandler):
         """Send the file; pages have addresses of their own."""
         if name.endswith((".html", ".json")):
             raise HTTPError(404)
-        self.send(name)
+        versions = self.request.query_arguments.get("v", ())
+        # Who takes it from an ETag may have got that of the compressed one.
+        version = versions[-1].decode("latin-1").removesuffix("-gz") if versions else None
+        self.send(name, version)

@@ -7,7 +7,7 @@ from handlers.models import MemberPage
 from pubsub.errors import PubSubError
 from server.codec import JSON
 from server.commands import channel_name
-from server.errors import BadRequest, Forbidden
+from server.errors import BadRequest
 from server.publishing import refusal
 
 
@@ -18,11 +18,9 @@ class PresenceHandler(BaseHandler):
 
     async def get(self, name: str) -> None:
         """Answer a page of the presence set."""
-        node, principal = self.node, self.authenticate()
+        node, principal = self.node, self.authenticate(anonymous=True)
         channel = channel_name(name)
-        principal.require("presence", channel)
-        if not node.rules.rule(channel).presence:
-            raise Forbidden(f"presence is off for channel {channel}")
+        node.commands.require_presence(principal, channel)
         most = node.settings.limits.members_per_reply
         limit, cursor = self.count("limit", most, most), self.parameter("cursor")
         try:

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from tornado.web import HTTPError
 
 from handlers.handshake import HandshakeRejected
@@ -20,7 +21,10 @@ Header = tuple[str, str]
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """A refusal. `code` is one of the protocol's words, `retry` whether to try the same again."""
+    """A refusal. `code` is one of the protocol's words, `retry` whether to try the same again.
+
+    `channel` stands where one of several channels was refused.
+    """
 
     type: Literal["about:blank"] = _PROBLEM_TYPE_URI
     title: str
@@ -29,12 +33,13 @@ class Problem(msgspec.Struct, kw_only=True):
     instance: str
     code: str
     retry: bool
+    channel: str | UnsetType = UNSET
 
 
 class ProblemError(Exception):
     """A refusal with the HTTP status and the headers of its response.
 
-    `reason` is the word that the metric of refusals counts.
+    `reason` is the word that the metric of refusals counts, `channel` the one that is refused.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class ProblemError(Exception):
         retry: bool = False,
         reason: str | None = None,
         headers: tuple[Header, ...] = (),
+        channel: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -54,6 +60,7 @@ class ProblemError(Exception):
         self.retry = retry
         self.reason = reason or code
         self.headers = headers
+        self.channel = channel
 
     @classmethod
     def of_refused(cls, refused: Refused) -> "ProblemError":
@@ -71,6 +78,7 @@ class ProblemError(Exception):
             retry=refused.retry,
             reason=refused.reason,
             headers=headers,
+            channel=refused.channel,
         )
 
     @classmethod
@@ -110,6 +118,7 @@ class ProblemError(Exception):
                 instance=request_id,
                 code=self.code,
                 retry=self.retry,
+                channel=UNSET if self.channel is None else self.channel,
             )
         )
 

@@ -2,7 +2,8 @@
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from tornado.web import HTTPError
@@ -15,10 +16,10 @@ from pubsub.position import Position
 from server.closing import Closing
 from server.codec import JSON
 from server.commands import channel_name
-from server.errors import BadRequest, LimitExceeded, TokenExpired, Unauthorized
+from server.errors import BadRequest, LimitExceeded, Refused, TokenExpired, Unauthorized
 from server.principal import Principal
 from server.protocol import ClosingMessage, Message, Reset, Subscribed
-from server.stream import StreamSession, parse_cursor
+from server.stream import StreamSession, Wanted, parse_cursor
 
 _MAX_REWIND: Final = 100_000
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,5}")
@@ -90,6 +91,16 @@ class StreamConnection(LeanConnection):
         self._slot.pop(self, None)
 
 
+@contextmanager
+def concerning(channel: str) -> Iterator[None]:
+    """Let a refusal name the channel, so that a client of many knows which one to leave out."""
+    try:
+        yield
+    except Refused as refused:
+        refused.channel = channel
+        raise
+
+
 class SseHandler(BaseHandler):
     """`GET /v1/sse`: checks the request, then hands the socket to a stream's session."""
 
@@ -113,7 +124,7 @@ class SseHandler(BaseHandler):
         """Become a stream."""
         live, node = self._live, self._live.node
         channels = self._channels()
-        rewind = self._rewind()
+        rewind, watched = self._rewind(channels), self._watched(channels)
         named = live.check(self)
         last_id = self.request.headers.get("Last-Event-ID") or None
         proof: bytes | None = None
@@ -132,63 +143,80 @@ class SseHandler(BaseHandler):
         since: Sequence[Position | None] = [None] * len(channels)
         if cursor:
             since = parse_cursor(cursor, channels)
-        self._require(principal, channels, rewind)
-        self._start(principal, channels, proof, since, rewind)
+        wanted = [
+            Wanted(channel, start, count, channel in watched)
+            for channel, start, count in zip(channels, since, rewind, strict=True)
+        ]
+        for each in wanted:
+            with concerning(each.channel):
+                node.commands.require_subscribe(
+                    principal,
+                    each.channel,
+                    rewind=each.rewind is not None,
+                    presence=each.presence,
+                )
+        self._start(principal, wanted, proof)
 
-    def _start(
-        self,
-        principal: Principal,
-        channels: Sequence[str],
-        proof: bytes | None,
-        since: Sequence[Position | None],
-        rewind: int | None,
-    ) -> None:
+    def _start(self, principal: Principal, wanted: Sequence[Wanted], proof: bytes | None) -> None:
         live = self._live
         head = self._head()
         sock, _early = live.take(self, principal)
         connection = StreamConnection(sock, live.context, live.comments)
-        wire = SHARED if proof is None and len(channels) == 1 else COMPOSED
+        wire = SHARED if proof is None and len(wanted) == 1 else COMPOSED
         session = StreamSession(
-            live.node,
-            wire,
-            connection,
-            self.client_address,
-            principal,
-            channels=channels,
-            proof=proof,
+            live.node, wire, connection, self.client_address, principal, proof=proof
         )
         connection.send(head)
         connection.start(session)
-        session.begin(since, rewind, live.node.settings.sse.retry_ms)
+        session.begin(wanted, live.node.settings.sse.retry_ms)
 
     def _channels(self) -> list[str]:
-        channels = [
-            name.decode("utf-8", "replace")
-            for name in self.request.query_arguments.get("channel", ())
-        ]
-        most = self._live.node.settings.sse.max_channels
+        channels = self._names("channel")
         if not channels:
             raise BadRequest("channel is missing: /v1/sse?channel=a&channel=b")
-        if len(channels) > most:
-            raise LimitExceeded(f"a stream has at most {most} channels", reason="sse.max_channels")
+        self._check_number(channels)
         if len(set(channels)) != len(channels):
             raise BadRequest("a channel is named twice")
-        return [channel_name(channel) for channel in channels]
-
-    def _rewind(self) -> int | None:
-        text = self.parameter("rewind")
-        if text is None:
-            return None
-        if _COUNT.fullmatch(text) is None or int(text) > _MAX_REWIND:
-            raise BadRequest(f"rewind is a number from 1 to {_MAX_REWIND}")
-        return int(text)
-
-    @staticmethod
-    def _require(principal: Principal, channels: Sequence[str], rewind: int | None) -> None:
         for channel in channels:
-            principal.require("subscribe", channel)
-            if rewind is not None:
-                principal.require("history", channel)
+            with concerning(channel):
+                channel_name(channel)
+        return channels
+
+    def _names(self, parameter: str) -> list[str]:
+        given = self.request.query_arguments.get(parameter, ())
+        return [name.decode("utf-8", "replace") for name in given]
+
+    def _check_number(self, channels: Sequence[str]) -> None:
+        settings = self._live.node.settings
+        most, reason = settings.sse.max_channels, "sse.max_channels"
+        of_a_session = settings.limits.subscriptions_per_session
+        if 0 < of_a_session < most:
+            most, reason = of_a_session, "subscriptions_per_session"
+        if len(channels) > most:
+            with concerning(channels[most]):
+                raise LimitExceeded(f"a stream has at most {most} channels", reason=reason)
+
+    def _rewind(self, channels: Sequence[str]) -> list[int | None]:
+        """Return for each channel with how many events it begins: all alike, or one by one."""
+        parts = (self.parameter("rewind") or "").split(",")
+        if len(parts) == 1:
+            parts *= len(channels)
+        if len(parts) != len(channels):
+            raise BadRequest(f"rewind is of {len(parts)} channels, the stream has {len(channels)}")
+        counts: list[int | None] = []
+        for channel, part in zip(channels, parts, strict=True):
+            with concerning(channel):
+                counts.append(_count(part) if part else None)
+        return counts
+
+    def _watched(self, channels: Sequence[str]) -> frozenset[str]:
+        """Return the channels whose presence is to be seen."""
+        watched = self._names("presence")
+        for name in watched:
+            if name not in channels:
+                with concerning(name):
+                    raise BadRequest("presence has to name a channel of the stream")
+        return frozenset(watched)
 
     def _head(self) -> bytes:
         lines = [
@@ -203,3 +231,9 @@ class SseHandler(BaseHandler):
         ]
         lines += [f"{name}: {value}" for name, value in self.cors_headers()]
         return "\r\n".join((*lines, "", "")).encode("latin-1")
+
+
+def _count(text: str) -> int:
+    if _COUNT.fullmatch(text) is None or int(text) > _MAX_REWIND:
+        raise BadRequest(f"rewind is a number from 1 to {_MAX_REWIND}")
+    return int(text)

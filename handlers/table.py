@@ -74,14 +74,15 @@ _PUBLISH: Final = Operation(
         ),
     ),
     description=(
-        "Services need the scope `publish`; users need the grant, on a channel that takes "
-        "publishes from clients. An array or a batch is validated whole before anything is "
-        "published. `application/x-ndjson` is a stream: one event a line, answered line by line "
-        "in order, read as fast as its answers are taken. CloudEvents in binary mode (`ce-*` "
-        "headers, JSON data) are read too. A CloudEvent's `type` is the name; `source` and `id` "
-        "make the id; `data` stays as it is; all other attributes become tags (`ce-source`). "
+        "Services need the scope `publish`; users and anonymous clients need the grant, on a "
+        "channel that takes publishes from clients. An array or a batch is validated whole before "
+        "anything is published. `application/x-ndjson` is a stream: one event a line, answered "
+        "line by line in order, read as fast as its answers are taken. CloudEvents in binary mode "
+        "(`ce-*` headers, JSON data) are read too. A CloudEvent's `type` is the name; `source` and "
+        "`id` make the id; `data` stays as it is; all other attributes become tags (`ce-source`). "
         "Without a Content-Type the body is read as JSON."
     ),
+    access="optional",
     parameters=(
         query("channel", "Channel of CloudEvents; else their `subject` names it.", _NAME),
         Parameter(
@@ -110,6 +111,7 @@ _HISTORY: Final = Operation(
         "Needs the scope or the grant `history`. `conflict` says that events behind `since` or "
         "`cursor` are gone, or that the channel began anew: nothing is left out in silence."
     ),
+    access="optional",
     parameters=(
         _CHANNEL,
         query("since", "Only events after this position.", _POSITION),
@@ -190,6 +192,7 @@ TABLE: Final[tuple[Route, ...]] = (
                 "List who is present",
                 (ok("A page of members, by session.", models.MemberPage),),
                 description="Needs the scope or the grant `presence`, and a rule that keeps it.",
+                access="optional",
                 parameters=(_CHANNEL, _LIMIT, _CURSOR),
                 errors=KNOWN,
             ),
@@ -289,6 +292,11 @@ TABLE: Final[tuple[Route, ...]] = (
                     Answer(200, "A stream.", (Body("text/event-stream", _TEXT),)),
                     Answer(204, "Stay away: an EventSource does not come back."),
                 ),
+                description=(
+                    "Needs the grant `subscribe` for each channel, `history` for those that rewind "
+                    "and `presence` for those whose presence is seen. A refusal that is about one "
+                    "of them names it in `channel`."
+                ),
                 access="optional",
                 parameters=(
                     query(
@@ -297,8 +305,23 @@ TABLE: Final[tuple[Route, ...]] = (
                         {"type": "array", "items": _NAME, "minItems": 1},
                         required=True,
                     ),
-                    query("since", "Resume behind the `id` of this block.", _TEXT),
-                    query("rewind", "Begin with the last events, that many.", _COUNT),
+                    query(
+                        "since",
+                        "Resume behind the `id` of this block; or the last position of each "
+                        "channel in their order, joined by commas.",
+                        _TEXT,
+                    ),
+                    query(
+                        "rewind",
+                        "Begin with the last events, that many; or as many for each channel in "
+                        "their order, joined by commas.",
+                        {"type": "string", "pattern": "^([1-9][0-9]{0,5})?(,([1-9][0-9]{0,5})?)*$"},
+                    ),
+                    query(
+                        "presence",
+                        "Once for each of the channels whose presence is to be seen.",
+                        {"type": "array", "items": _NAME},
+                    ),
                     query("ticket", "Of `POST /v1/tickets`, for EventSource.", _TEXT),
                     Parameter("Last-Event-ID", "header", "Resume behind this block.", _TEXT),
                 ),

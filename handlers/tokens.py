@@ -58,11 +58,7 @@ class TicketsHandler(BaseHandler):
 
     def post(self) -> None:
         """Answer a ticket for whom the request acts for, or for nobody where that is allowed."""
-        node = self.node
-        if "Authorization" in self.request.headers:
-            principal = self.authenticate()
-        else:
-            principal = self.admit(node.auth.anonymous())
+        node, principal = self.node, self.authenticate(anonymous=True)
         self.reply(
             Ticket(
                 ticket=node.auth.ticket(principal), expires_s=int(node.settings.sse.ticket_ttl_s)

@@ -23,6 +23,7 @@ from server.errors import (
     Refused,
     TokenExpired,
 )
+from server.principal import Principal
 from server.protocol import (
     Command,
     Connect,
@@ -185,14 +186,8 @@ class Commands:
         presence: bool = False,
     ) -> None:
         """Begin a subscription for a session; raises Refused or PubSubError."""
-        channel_name(channel)
         principal = session.principal
-        principal.require("subscribe", channel)
-        if rewind is not None:
-            principal.require("history", channel)
-        rule = self._rules.rule(channel)
-        if presence:
-            self._require_presence(session, channel)
+        self.require_subscribe(principal, channel, rewind=rewind is not None, presence=presence)
         if channel in session.subscriptions:
             raise Conflict(f"subscribed to {channel} already")
         most = self._limits.subscriptions_per_session
@@ -204,11 +199,22 @@ class Commands:
         subscription = Subscription(session, channel, watching=presence)
         session.subscriptions[channel] = subscription
         member = None
-        if rule.presence and principal.kind != "service":
+        if self._rules.rule(channel).presence and principal.kind != "service":
             member = Member(session.id, principal.user)
         await self._subscribing.subscribe(
             subscription, ref=ref, since=since, rewind=rewind, member=member
         )
+
+    def require_subscribe(
+        self, principal: Principal, channel: str, *, rewind: bool, presence: bool
+    ) -> None:
+        """Return if `principal` may subscribe so; raises BadRequest or Forbidden."""
+        channel_name(channel)
+        principal.require("subscribe", channel)
+        if rewind:
+            principal.require("history", channel)
+        if presence:
+            self.require_presence(principal, channel)
 
     async def _unsubscribe(self, session: Session, command: Unsubscribe) -> None:
         subscription = session.subscriptions.get(channel_name(command.channel))
@@ -219,7 +225,7 @@ class Commands:
 
     async def _presence_set(self, session: Session, command: Presence) -> None:
         channel = channel_name(command.channel)
-        self._require_presence(session, channel)
+        self.require_presence(session.principal, channel)
         if not isinstance(command.info, UnsetType):
             subscription = session.subscriptions.get(channel)
             if subscription is None:
@@ -241,8 +247,9 @@ class Commands:
             MembersReply(ref=command.ref, channel=channel, members=members, cursor=page.cursor)
         )
 
-    def _require_presence(self, session: Session, channel: str) -> None:
-        session.principal.require("presence", channel)
+    def require_presence(self, principal: Principal, channel: str) -> None:
+        """Return if `principal` may see who is present, and the rule keeps it; raises Forbidden."""
+        principal.require("presence", channel)
         if not self._rules.rule(channel).presence:
             raise Forbidden(f"presence is off for channel {channel}")
 

@@ -16,12 +16,14 @@ class Refused(Exception):
 
     `code` and `status` are one table for WebSocket, SSE and REST; `retry` tells whether the same
     request may succeed later; `reason` is a fixed word for the metric of refusals, `retry_after_s`
-    a hint when to come back.
+    a hint when to come back. Where a request is about many channels, `channel` is set to the one
+    that this refusal is about.
     """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     retry: bool = False
+    channel: str | None = None
 
     def __init__(
         self,

@@ -66,22 +66,48 @@ class TokenBucket:
         return Quota(int(self.burst), max(0, int(left)), ceil(lacking_s))
 
 
+class _Askers:
+    """What clients without a session have used: a pair of buckets for each that asked lately."""
+
+    __slots__ = ("_limits", "_most", "_pairs")
+
+    def __init__(self, limits: LimitSettings, most: int) -> None:
+        self._limits = limits
+        self._most = most
+        self._pairs: dict[str, tuple[TokenBucket, TokenBucket]] = {}
+
+    def pair(self, name: str) -> tuple[TokenBucket, TokenBucket]:
+        """Return the buckets of requests and of publishes, those of one session's commands."""
+        limits = self._limits
+        pair = self._pairs.pop(name, None) or (
+            TokenBucket(limits.session_commands_per_s),
+            TokenBucket(limits.session_publishes_per_s),
+        )
+        self._pairs[name] = pair
+        if len(self._pairs) > self._most:
+            # The one that asked longest ago: its buckets are most likely full again.
+            del self._pairs[next(iter(self._pairs))]
+        return pair
+
+
 class Rates:
-    """The rates that are not of one session: handshakes, API keys, and users without a session.
+    """The rates that are not of one session: handshakes, API keys, and clients without a session.
 
     Holds one pair of buckets (requests, publishes) per configured key; keys that were removed
-    share one pair. A user's requests over HTTP count like the commands of one session; of the
-    users that asked last `users` are remembered.
+    share one pair. Requests over HTTP of a user, and of anonymous clients from one address, count
+    like the commands of one session; of the users, and of the addresses, that asked last `most`
+    are remembered.
     """
 
-    __slots__ = ("_handshakes", "_keys", "_limits", "_most_users", "_others", "_users")
+    __slots__ = ("_addresses", "_handshakes", "_keys", "_limits", "_others", "_users")
 
     def __init__(
-        self, limits: LimitSettings, keys: Iterable[str] = (), *, users: int = 10_000
+        self, limits: LimitSettings, keys: Iterable[str] = (), *, most: int = 10_000
     ) -> None:
         self._limits = limits
-        self._most_users = users
-        self._users: dict[str, tuple[TokenBucket, TokenBucket]] = {}
+        # Apart, since a user may be called like an address.
+        self._users = _Askers(limits, most)
+        self._addresses = _Askers(limits, most)
         self._handshakes = TokenBucket(limits.handshakes_per_s)
         self._keys: dict[str, tuple[TokenBucket, TokenBucket]] = {}
         self._others = self._pair()
@@ -114,7 +140,7 @@ class Rates:
 
     def user_requests(self, user: str) -> TokenBucket:
         """Return the bucket of a user's requests over HTTP."""
-        return self._of_user(user)[0]
+        return self._users.pair(user)[0]
 
     def user_request(self, user: str, now: float) -> None:
         """Count a user's request over HTTP; raises RateLimited."""
@@ -123,20 +149,22 @@ class Rates:
 
     def user_publish(self, user: str, now: float, n: int = 1) -> None:
         """Count `n` events of a user over HTTP; raises RateLimited, and then none is counted."""
-        bucket = self._of_user(user)[1]
+        bucket = self._users.pair(user)[1]
         _charge(bucket, now, n, "events of this user", "session_publishes_per_s")
 
-    def _of_user(self, user: str) -> tuple[TokenBucket, TokenBucket]:
-        limits = self._limits
-        pair = self._users.pop(user, None) or (
-            TokenBucket(limits.session_commands_per_s),
-            TokenBucket(limits.session_publishes_per_s),
-        )
-        self._users[user] = pair
-        if len(self._users) > self._most_users:
-            # The one that asked longest ago: its buckets are most likely full again.
-            del self._users[next(iter(self._users))]
-        return pair
+    def address_requests(self, address: str) -> TokenBucket:
+        """Return the bucket of requests over HTTP of anonymous clients from an address."""
+        return self._addresses.pair(countable(address))[0]
+
+    def address_request(self, address: str, now: float) -> None:
+        """Count an anonymous client's request over HTTP; raises RateLimited."""
+        bucket = self.address_requests(address)
+        _charge(bucket, now, 1, "requests from this address", "session_commands_per_s")
+
+    def address_publish(self, address: str, now: float, n: int = 1) -> None:
+        """Count `n` events of anonymous clients over HTTP; raises RateLimited, then none is."""
+        bucket = self._addresses.pair(countable(address))[1]
+        _charge(bucket, now, n, "events from this address", "session_publishes_per_s")
 
     def _pair(self) -> tuple[TokenBucket, TokenBucket]:
         limits = self._limits

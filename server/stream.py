@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pubsub.errors import PubSubError
 from pubsub.event import Event
@@ -25,15 +25,30 @@ def parse_cursor(text: str, channels: Sequence[str]) -> list[Position | None]:
     """Return the position for each channel that a stream's cursor holds; raises BadRequest.
 
     A cursor is the positions of the stream's channels in their order, joined by commas; one that
-    is missing stands for a channel that the stream had not begun yet.
+    is missing stands for a channel that the stream had not begun yet. Clients compose cursors too,
+    of positions that they keep: the refusal names the channel whose position is bad.
     """
     parts = text.split(",")
     if len(parts) != len(channels):
         raise BadRequest(f"the cursor is of {len(parts)} channels, the stream has {len(channels)}")
-    try:
-        return [Position.parse(part) if part else None for part in parts]
-    except ValueError:
-        raise BadRequest("the cursor is none that was given out") from None
+    positions: list[Position | None] = []
+    for part, channel in zip(parts, channels, strict=True):
+        try:
+            positions.append(Position.parse(part) if part else None)
+        except ValueError:
+            refused = BadRequest("the cursor is none that was given out")
+            refused.channel = channel
+            raise refused from None
+    return positions
+
+
+class Wanted(NamedTuple):
+    """What a stream is to have of one channel; as in `subscribe` over WebSocket."""
+
+    channel: str
+    since: Position | None = None
+    rewind: int | None = None
+    presence: bool = False
 
 
 class StreamSession(Session):
@@ -53,38 +68,42 @@ class StreamSession(Session):
         address: str,
         principal: Principal,
         *,
-        channels: Sequence[str],
         proof: bytes | None,
     ) -> None:
         super().__init__(node, wire, connection, address, principal)
-        self._cursors: dict[str, str] = dict.fromkeys(channels, "")
+        self._cursors: dict[str, str] = {}
         self._proof = proof
 
-    def begin(self, since: Sequence[Position | None], rewind: int | None, retry_ms: int) -> None:
+    def begin(self, wanted: Sequence[Wanted], retry_ms: int) -> None:
         """Open the stream and begin its subscriptions, in a task that the hub owns."""
-        self.node.hub.spawn(self._run(since, rewind, retry_ms))
+        self._cursors = dict.fromkeys((each.channel for each in wanted), "")
+        self.node.hub.spawn(self._run(wanted, retry_ms))
 
-    async def _run(
-        self, since: Sequence[Position | None], rewind: int | None, retry_ms: int
-    ) -> None:
+    async def _run(self, wanted: Sequence[Wanted], retry_ms: int) -> None:
         held: list[Feed] = []
         try:
-            for channel in self._cursors:
-                held.append(await self.node.hub.hold(channel))
-            for feed, start in zip(held, since, strict=True):
+            for each in wanted:
+                held.append(await self.node.hub.hold(each.channel))
+            for feed, each in zip(held, wanted, strict=True):
                 # A stream that breaks before its first event resumes from where it began.
-                if start is not None:
-                    self._cursors[feed.channel] = str(start)
-                elif rewind is None:
-                    self._cursors[feed.channel] = str(feed.cut)
+                if each.since is not None:
+                    self._cursors[each.channel] = str(each.since)
+                elif each.rewind is None:
+                    self._cursors[each.channel] = str(feed.cut)
             if self.state is State.ENDED:
                 return
             self.connection.send(b"retry: %d\n%s\n" % (retry_ms, self._id_line()))
             self.open(self.principal)
-            for feed, start in zip(held, since, strict=True):
+            for each in wanted:
                 if self.state is not State.OPEN:
                     return
-                await self.node.commands.subscribe(self, feed.channel, since=start, rewind=rewind)
+                await self.node.commands.subscribe(
+                    self,
+                    each.channel,
+                    since=each.since,
+                    rewind=each.rewind,
+                    presence=each.presence,
+                )
         except (Refused, PubSubError) as error:
             _log.info("stream refused: %s", error, extra={"session": self.id})
             self.end(Closing.UNAVAILABLE)

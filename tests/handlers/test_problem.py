@@ -80,3 +80,11 @@ def test_problems_stay_as_they_are() -> None:
 
 def test_the_reason_is_counted() -> None:
     assert ProblemError.of(Forbidden("x", reason="origins"), 500).reason == "origins"
+
+
+def test_one_channel_of_many_is_named() -> None:
+    refused = Forbidden("x")
+    assert "channel" not in json.loads(ProblemError.of(refused, 500).body("r"))
+    refused.channel = "a.b"
+    assert json.loads(ProblemError.of(refused, 500).body("r"))["channel"] == "a.b"
+    assert "channel" not in json.loads(ProblemError.of(Forbidden("x"), 500).body("r"))

@@ -1,7 +1,7 @@
 """The rules of delivery, one by one, as far as they concern a node."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from pubsub.errors import BrokerUnavailable
 from pubsub.event import Event
 from pubsub.position import Position
 from server.feed import State
-from server.stream import StreamSession
+from server.stream import StreamSession, Wanted
 
 RESET = pytest.mark.expect_log("server.repair", "feed reset")
 
@@ -594,8 +594,8 @@ async def test_rule_14_a_stream_of_several_channels_composes_its_own_cursor() ->
     async with open_delivery_rig() as rig:
         channels = ["a.one", "a.two"]
         connection = NotedConnection()
-        stream = make_stream(rig, connection, channels)
-        stream.begin([None, None], None, 2_000)
+        stream = make_stream(rig, connection)
+        stream.begin([Wanted(channel) for channel in channels], 2_000)
         await until(lambda: len(connection.of("subscribed")) == 2)
         (one,) = await rig.publish("x", channel="a.one")
         (two,) = await rig.publish("y", channel="a.two")
@@ -609,9 +609,7 @@ async def test_rule_14_a_stream_of_several_channels_composes_its_own_cursor() ->
         ]
 
 
-def make_stream(
-    rig: DeliveryRig, connection: NotedConnection, channels: Sequence[str]
-) -> StreamSession:
+def make_stream(rig: DeliveryRig, connection: NotedConnection) -> StreamSession:
     rig.node.occupancy.enter("127.0.0.1")
     return StreamSession(
         rig.node,
@@ -619,7 +617,6 @@ def make_stream(
         as_connection(connection),
         "127.0.0.1",
         SERVICE,
-        channels=channels,
         proof=None,
     )
 

@@ -217,7 +217,7 @@ def test_nothing_is_kept_of_those_who_left() -> None:
 
 def test_users_without_a_session_are_remembered_up_to_a_bound() -> None:
     limits = LimitSettings(session_commands_per_s=1, session_publishes_per_s=2)
-    rates = Rates(limits, users=2)
+    rates = Rates(limits, most=2)
     rates.user_request("a", 1.0)
     with pytest.raises(RateLimited) as refused:
         rates.user_request("a", 1.0)
@@ -232,3 +232,23 @@ def test_users_without_a_session_are_remembered_up_to_a_bound() -> None:
     rates.user_request("a", 1.0)
     with pytest.raises(RateLimited):
         rates.user_request("c", 1.0)
+
+
+def test_anonymous_clients_are_counted_by_address_apart_from_users() -> None:
+    limits = LimitSettings(session_commands_per_s=1, session_publishes_per_s=2)
+    rates = Rates(limits, most=2)
+    rates.address_request("2001:db8::1", 1.0)
+    with pytest.raises(RateLimited) as refused:
+        rates.address_request("2001:db8::2", 1.0)
+    assert refused.value.reason == "session_commands_per_s"
+    assert refused.value.message == "too many requests from this address"
+    rates.address_publish("2001:db8::1", 1.0, 2)
+    with pytest.raises(RateLimited) as refused:
+        rates.address_publish("2001:db8::2", 1.0)
+    assert refused.value.reason == "session_publishes_per_s"
+    # Names are chosen by whoever signs tokens: none of them is an address's, nor pushes one out.
+    for user in ("2001:db8::/64", "2001:db8::1", "u3"):
+        rates.user_request(user, 1.0)
+    with pytest.raises(RateLimited):
+        rates.address_request("2001:db8::1", 1.0)
+    assert rates.address_requests("2001:db8::1") is rates.address_requests("2001:db8::2")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from delivery_rig import (
 from pubsub.position import Position, start
 from server.closing import Closing
 from server.errors import BadRequest
-from server.stream import StreamSession, parse_cursor
+from server.stream import StreamSession, Wanted, parse_cursor
 
 ONE, TWO = "a.one", "a.two"
 
@@ -45,14 +46,17 @@ class Stream:
             as_connection(self.connection),
             "127.0.0.1",
             SERVICE,
-            channels=channels,
             proof=proof,
         )
 
-    async def begin(
-        self, since: Sequence[Position | None] | None = None, rewind: int | None = None
-    ) -> None:
-        self.session.begin(since or [None] * len(self.channels), rewind, 2_000)
+    def open(self, since: Sequence[Position | None] | None = None, **more: Any) -> None:
+        starts = since or [None] * len(self.channels)
+        self.session.begin(
+            [Wanted(*pair, **more) for pair in zip(self.channels, starts, strict=True)], 2_000
+        )
+
+    async def begin(self, since: Sequence[Position | None] | None = None, **more: Any) -> None:
+        self.open(since, **more)
         subscribed = len(self.channels)
         await until(lambda: len(self.connection.of("subscribed")) == subscribed)
         await until(lambda: all(s.attached for s in self.session.subscriptions.values()))
@@ -61,10 +65,10 @@ class Stream:
         lines = self.connection.text().splitlines()
         return [line.removeprefix("id: ") for line in lines if line.startswith("id:")]
 
-    async def again(self, rewind: int | None = None) -> "Stream":
+    async def again(self) -> "Stream":
         """Come back with the cursor written last."""
         stream = Stream(self.rig, self.channels)
-        await stream.begin(parse_cursor(self.cursors()[-1], self.channels), rewind)
+        await stream.begin(parse_cursor(self.cursors()[-1], self.channels))
         return stream
 
 
@@ -72,6 +76,15 @@ def test_a_cursor_is_one_position_for_each_channel_some_of_which_may_be_missing(
     here = start("a" * 16, 3)
     assert parse_cursor(f"{here},", [ONE, TWO]) == [here, None]
     assert parse_cursor(str(here), [ONE]) == [here]
+
+
+def test_the_refusal_of_a_cursor_names_the_channel_whose_position_is_bad() -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_cursor(f"{start('a' * 16)},x", [ONE, TWO])
+    assert caught.value.channel == TWO
+    with pytest.raises(BadRequest) as caught:
+        parse_cursor("x", [ONE, TWO])
+    assert caught.value.channel is None
 
 
 @pytest.mark.parametrize("text", ["x", "a-b-c", f"{start('a' * 16)},{start('a' * 16)}", ",", ",,"])
@@ -156,6 +169,19 @@ async def test_a_rewind_begins_before_its_events() -> None:
         assert stream.cursors() == ["", *(str(position) for position in positions)]
 
 
+async def test_each_channel_begins_as_is_wanted_of_it() -> None:
+    async with open_delivery_rig() as rig:
+        (one,) = await rig.publish("a", channel=ONE)
+        await rig.publish("b", "c", channel=TWO)
+        stream = Stream(rig)
+        stream.session.begin([Wanted(ONE), Wanted(TWO, rewind=1, presence=True)], 2_000)
+        await until(lambda: stream.connection.ids() == ["c"])
+        # One that rewinds has no cursor before its first event: broken off, it rewinds again.
+        assert stream.cursors()[0] == f"{one},"
+        subscribed = {each["channel"]: each for each in stream.connection.of("subscribed")}
+        assert "members" in subscribed[TWO] and "members" not in subscribed[ONE]
+
+
 async def test_a_cursor_carries_the_proof_of_its_ticket() -> None:
     async with open_delivery_rig() as rig:
         stream = Stream(rig, [ONE], proof=b"proof")
@@ -198,7 +224,7 @@ async def test_a_stream_that_ends_while_it_begins_leaves_nothing_behind(
         gate = rig.broker.gates[waits_at] = asyncio.Event()
         stream = Stream(rig)
         beyond = Position(position.epoch, 5, "f" * 16)
-        stream.session.begin([beyond, None] if place == 0 else [None, beyond], None, 2_000)
+        stream.open([beyond, None] if place == 0 else [None, beyond])
         await until(lambda: rig.broker.calls[waits_at])
         await turns()
         stream.session.on_lost()
@@ -212,7 +238,7 @@ async def test_a_stream_whose_broker_is_away_comes_back_later() -> None:
     async with open_delivery_rig() as rig:
         rig.broker.away = True
         stream = Stream(rig)
-        stream.session.begin([None, None], None, 2_000)
+        stream.open()
         await until(lambda: stream.connection.closed)
         assert stream.connection.closed is Closing.UNAVAILABLE
         await until(lambda: not rig.hub._tasks)
@@ -228,7 +254,7 @@ async def test_a_stream_that_fails_is_ended_and_logged(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(rig.node.commands, "subscribe", broken)
         stream = Stream(rig)
-        stream.session.begin([None, None], None, 2_000)
+        stream.open()
         await until(lambda: stream.connection.closed)
         assert stream.connection.closed is Closing.UNAVAILABLE
         await until(lambda: not rig.hub._tasks)
