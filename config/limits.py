@@ -85,7 +85,10 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     items_per_page: Annotated[
         int, _size("Channels or sessions in one page of a list.", "items", high=10_000)
     ] = 100
-    errors_per_minute: Annotated[int, _count("Errors of one session in a minute.", "errors")] = 60
+    errors_per_minute: Annotated[
+        int,
+        _count("Refusals of one session in a minute; not those that may succeed later.", "errors"),
+    ] = 60
     tags: Annotated[int, _size("Tags of one event.", "tags", high=1_000)] = 32
     presence_info_bytes: Annotated[int, _size("`info` of one presence entry.")] = 4_096
 
@@ -113,7 +116,7 @@ ANSWERS: Final[dict[str, str]] = {
     "members_per_reply": "the reply is cut, with `cursor`",
     "history_per_reply": "the reply is cut, with `cursor`",
     "items_per_page": "the page is cut, with `cursor`",
-    "errors_per_minute": "close 4504",
+    "errors_per_minute": "close 4504, or 4007 for `rate_limited`",
     "tags": "422 `invalid_data`",
     "presence_info_bytes": "413 `too_large`",
 }

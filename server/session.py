@@ -25,8 +25,10 @@ from server.protocol import (
     ErrorMessage,
     Expiring,
     Message,
+    Subscribe,
     Unsubscribed,
 )
+from server.refusals import Refusals
 from server.subscription import Subscription
 from server.timetable import Entry
 
@@ -69,12 +71,11 @@ class Session:
     __slots__ = (
         "_commands",
         "_deadline",
-        "_errors",
-        "_errors_until",
         "_inbox",
         "_parting",
         "_paused",
         "_publishes",
+        "_refusals",
         "_replies",
         "_worker",
         "address",
@@ -114,8 +115,7 @@ class Session:
         self._paused = False
         self._commands: TokenBucket | None = None
         self._publishes: TokenBucket | None = None
-        self._errors = 0
-        self._errors_until = 0.0
+        self._refusals: Refusals | None = None
         self._deadline: Entry | None = node.timetable.call_in(
             node.settings.session.connect_timeout_s, self._on_connect_timeout
         )
@@ -144,7 +144,7 @@ class Session:
                 session=self.id,
                 user=principal.user,
                 node=node.name,
-                ping_s=max(1, round(node.settings.session.ping_s)),
+                ping_s=max(1, round(self.alive_s())),
                 expires_s=UNSET if expires_s is None else expires_s,
                 limits={
                     "frame_bytes": limits.frame_bytes,
@@ -160,6 +160,10 @@ class Session:
             )
         )
         self.flush()
+
+    def alive_s(self) -> float:
+        """Return how often the client hears at least a sign of life, in s."""
+        return self.node.settings.session.ping_s
 
     def renew(self, principal: Principal) -> None:
         """Act for the same user with a newer token; what it no longer grants ends."""
@@ -245,7 +249,8 @@ class Session:
                 raise Conflict("the session is open already")
             await self.node.commands.carry_out(self, command)
         except Refused as refused:
-            self.refuse(ref, refused)
+            # A new token may grant less than a client with many channels knows of.
+            self.refuse(ref, refused, counted=type(command) is not Subscribe)
         except Exception:
             _log.exception("command failed", extra={"session": self.id})
             self.refuse(ref, Internal("something went wrong"))
@@ -275,9 +280,9 @@ class Session:
             self._publishes = TokenBucket(self.node.settings.limits.session_publishes_per_s)
         _take(self._publishes, "publishes", "session_publishes_per_s")
 
-    def refuse(self, ref: int | None, refused: Refused) -> None:
-        """Answer a refusal; a session with too many of them is ended."""
-        metrics, limits = self.node.metrics, self.node.settings.limits
+    def refuse(self, ref: int | None, refused: Refused, *, counted: bool = True) -> None:
+        """Answer a refusal; a session with too many of those that are `counted` is ended."""
+        metrics, most = self.node.metrics, self.node.settings.limits.errors_per_minute
         metrics.refused(refused.reason)
         self.reply(
             ErrorMessage(
@@ -287,19 +292,16 @@ class Session:
                 retry=refused.retry,
             )
         )
-        now = time.monotonic()
-        if now > self._errors_until:
-            self._errors_until = now + 60
-            self._errors = 0
-        self._errors += 1
-        if limits.errors_per_minute and self._errors > limits.errors_per_minute:
+        if not counted and not isinstance(refused, RateLimited):
+            return
+        if self._refusals is None:
+            self._refusals = Refusals()
+        closing = self._refusals.count(refused, time.monotonic(), most)
+        if closing is not None:
             metrics.refused("errors_per_minute")
-            if isinstance(refused, RateLimited):
-                # Too eager, but not wrong: it may come back, at its ease.
-                pause_ms = random.randint(*_EAGER_PAUSE_MS)  # noqa: S311
-                self.end(Closing.RATE_LIMITED, retry_in_ms=pause_ms)
-            else:
-                self.end(Closing.TOO_MANY_ERRORS)
+            eager = closing is Closing.RATE_LIMITED
+            pause_ms = random.randint(*_EAGER_PAUSE_MS) if eager else None  # noqa: S311
+            self.end(closing, retry_in_ms=pause_ms)
 
     # Sending
 

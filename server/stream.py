@@ -120,6 +120,10 @@ class StreamSession(Session):
             cursor = self._proof + b"." + cursor
         return b"id: %s\n" % cursor
 
+    def alive_s(self) -> float:
+        """Return how often a comment is sent, in s: a stream has no pings."""
+        return self.node.settings.sse.comment_s
+
     def end(self, closing: Closing, *, retry_in_ms: int | None = None) -> None:
         """End the stream; an EventSource comes back by itself, so it is refused if it may not."""
         if self._proof is not None and not closing.come_back:

@@ -171,11 +171,13 @@ class Subscribing:
 
     async def _rewind(self, feed: Feed, count: int, recovered: bool | None) -> Start:
         """Return the start before the last `count` events of the epoch, read piece by piece."""
-        after = max(0, feed.top.offset - count)
+        begun_at = feed.top
+        after = max(0, begun_at.offset - count)
         while True:
             history = await self._hub.reads.after(feed.channel, after, _PIECE)
             if history is None or not history.events:
-                return Start(None, recovered)
+                # Not at the cut, which is taken later: what is published until then was asked for.
+                return Start(begun_at, recovered)
             top = feed.top
             events = [each for each in history.events if each.position.epoch == top.epoch]
             if events:

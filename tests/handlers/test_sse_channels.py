@@ -282,3 +282,12 @@ async def test_what_concerns_the_whole_stream_names_no_channel() -> None:
     async with live(anonymous__grants={}) as rig:
         response = await rig.request("GET", "/v1/sse?channel=a&channel=b")
         assert response.status == 401 and "channel" not in response.json
+
+
+async def test_a_stream_tells_how_often_it_gives_a_sign_of_life() -> None:
+    """It told the pause between pings, which it does not have; clients that watch for silence
+    gave up a quiet stream again and again where pings were more frequent than comments.
+    """
+    async with live(session__ping_s=5, sse__comment_s=33) as rig:
+        stream = await rig.sse("channel=a")
+        assert (await stream.control("connected"))["ping_s"] == 33

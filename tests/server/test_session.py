@@ -256,18 +256,28 @@ async def test_a_lost_connection_is_not_answered(monkeypatch: pytest.MonkeyPatch
         assert not answers
 
 
-async def test_errors_are_forgotten_after_a_minute() -> None:
+async def test_too_many_errors_end_a_session() -> None:
     async with live(limits__errors_per_minute=2) as rig:
         session, line = enter(rig)
         session.on_messages([b"junk", b"junk"])
         await until(lambda: len(line.messages) == 3)
-        session._errors_until = 0.0
-        session.on_messages([b"junk", b"junk"])
-        await until(lambda: len(line.messages) == 5)
         assert line.closing is None
         session.on_messages([b"junk"])
         await until(lambda: line.closing)
         assert line.closing is Closing.TOO_MANY_ERRORS
+
+
+async def test_refused_subscriptions_do_not_end_a_session() -> None:
+    """A client with many channels came back with a token that granted none of them, and was sent
+    away for good, its one granted subscription with it.
+    """
+    async with live(limits__errors_per_minute=2) as rig:
+        session, line = enter(rig, rig.node.auth.token(token("u1", {"a": ["subscribe"]})))
+        wanted = [command(n, "subscribe", channel=f"no.{n}") for n in range(1, 9)]
+        session.on_messages([*wanted, command(9, "subscribe", channel="a")])
+        await until(lambda: line.messages[-1]["type"] == "subscribed")
+        assert [each["code"] for each in line.messages[1:-1]] == ["forbidden"] * 8
+        assert line.closing is None
 
 
 async def test_an_older_presence_grant_does_not_go_on() -> None:

@@ -45,6 +45,25 @@ async def test_a_rewind_of_an_empty_channel_begins_live() -> None:
         assert client.ids() == ["a"]
 
 
+async def test_what_is_published_while_an_empty_rewind_is_read_belongs_to_it() -> None:
+    """The subscription began at the cut, which was taken after the read: an event that came in
+    between was neither replayed nor live.
+    """
+    async with open_delivery_rig() as rig:
+        client = rig.session()
+        gate = rig.broker.gates["history"] = asyncio.Event()
+        asking = asyncio.ensure_future(client.subscribe(rewind=5))
+        await until(lambda: rig.broker.calls["history"])
+        await turns(3)
+        await rig.publish("a")
+        gate.set()
+        await asking
+        await until(lambda: client.attached)
+        assert client.ids() == ["a"]
+        await rig.publish("b")
+        assert client.ids() == ["a", "b"]
+
+
 async def test_a_rewind_does_not_reach_into_an_earlier_epoch() -> None:
     async with open_delivery_rig() as rig:
         await rig.session().subscribe()
