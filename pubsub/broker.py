@@ -25,6 +25,28 @@ class Sink(Protocol):
     def on_fork(self, channel: str, top: Position) -> None:
         """A new epoch began; `top` is its start. Earlier positions cannot be continued."""
 
+    def on_top(self, channel: str, top: Position) -> None:
+        """The channel's top at the broker is not what was heard of it: compare.
+
+        All that was sent up to `top` has come, or is lost. Events behind it may have come since.
+        """
+
+
+class HistoryRule(Protocol):
+    """What the broker asks of a channel's rule; zero in either keeps nothing."""
+
+    @property
+    def history_size(self) -> int: ...
+
+    @property
+    def history_ttl_s(self) -> float: ...
+
+
+class HistoryRules(Protocol):
+    """Where the broker finds a channel's rule; asked at every publish, so a reload shows."""
+
+    def rule(self, channel: str) -> HistoryRule: ...
+
 
 class History(msgspec.Struct, frozen=True):
     """A contiguous run of a channel's kept events, oldest first, and where the channel stands.
@@ -88,10 +110,13 @@ class Broker(Protocol):
         before: int | None = None,
         limit: int,
         newest: bool = False,
+        hidden: bool = False,
     ) -> History | None:
         """Return kept events with after < offset < before, or None if the channel has no record.
 
         At most `limit`: the oldest of them, or the newest when `newest`; oldest first either way.
+        With `hidden`, which is for the repair of a feed, also those that the broker keeps beyond
+        what the channel's rule shows.
         """
         ...
 

@@ -3,7 +3,9 @@
 PubSubError
 ├── BrokerUnavailable   the broker cannot be reached, or did not answer in time; try again
 ├── TooManyChannels     the broker keeps no further channel
-└── PositionRejected    a text is not a position (also a ValueError)
+├── PositionRejected    a text is not a position (also a ValueError)
+├── RedisUrlRejected    a text is not the address of a Redis (also a ValueError)
+└── JunkReceived        bytes from the backplane that no node wrote (also a ValueError)
 """
 
 
@@ -21,3 +23,11 @@ class TooManyChannels(PubSubError):
 
 class PositionRejected(PubSubError, ValueError):
     """A text that should be a position is none."""
+
+
+class RedisUrlRejected(PubSubError, ValueError):
+    """A text that should be the address of a Redis is none."""
+
+
+class JunkReceived(PubSubError, ValueError):
+    """What came from the backplane is not what a node of this version sends or stores."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Final, Protocol
+from typing import Final
 
-from pubsub.broker import ChannelState, History, Sink
+from pubsub.broker import ChannelState, History, HistoryRules, Sink
 from pubsub.channel_record import ChannelRecord
 from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
 from pubsub.event import Draft, Event, Published
@@ -21,22 +21,6 @@ from pubsub.sorted_names import SortedNames
 
 # Expired channels that one listing cleans up, lest it holds the loop.
 _MOST_STALE: Final = 1_000
-
-
-class HistoryRule(Protocol):
-    """What the broker asks of a channel's rule; zero in either keeps nothing."""
-
-    @property
-    def history_size(self) -> int: ...
-
-    @property
-    def history_ttl_s(self) -> float: ...
-
-
-class HistoryRules(Protocol):
-    """Where the broker finds a channel's rule; asked at every publish, so a reload shows."""
-
-    def rule(self, channel: str) -> HistoryRule: ...
 
 
 class MemoryBroker:
@@ -136,6 +120,7 @@ class MemoryBroker:
         before: int | None = None,
         limit: int,
         newest: bool = False,
+        hidden: bool = False,
     ) -> History | None:
         record = self._alive(channel, self._begin())
         if record is None:

@@ -201,6 +201,12 @@ class Hub:
         if feed is not None:
             feed.on_fork(top)
 
+    def on_top(self, channel: str, top: Position) -> None:
+        """Let the channel's feed compare itself with the broker's top."""
+        feed = self.feeds.get(channel)
+        if feed is not None:
+            feed.on_top(top)
+
     # Presence
 
     def on_presence(self, change: PresenceChange) -> None:

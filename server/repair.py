@@ -67,7 +67,9 @@ class Repair:
         """Do one step; say whether more is known to be missing."""
         feed = self._feed
         top = feed.top
-        history = await self._broker.history(feed.channel, after=top.offset, limit=_PIECE)
+        history = await self._broker.history(
+            feed.channel, after=top.offset, limit=_PIECE, hidden=True
+        )
         if feed.state is not State.REPAIRING or feed.top != top:
             return True
         if history is None or self._contradicted(top, history):

@@ -20,6 +20,7 @@ ROOMS = ("config", "pubsub", "server", "handlers", "static")
 ONLY_IN = {
     "tornado": ("handlers", "composition"),
     "redis": ("pubsub",),
+    "hiredis": ("pubsub",),
     "motor": ("pubsub",),
     "pymongo": ("pubsub",),
     "sqlite3": ("pubsub",),

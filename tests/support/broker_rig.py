@@ -1,9 +1,14 @@
 """What the tests of brokers and presence stores stand on: a clock to turn and a sink that notes."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
 
 from config.rules import ChannelRule, ChannelRules
 from pubsub.broker import Broker
@@ -11,6 +16,12 @@ from pubsub.errors import PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.memory_broker import MemoryBroker
 from pubsub.position import Position
+from pubsub.redis_broker import RedisBroker
+from pubsub.redis_client import connect
+from pubsub.redis_keys import RedisKeys
+from pubsub.redis_link import RedisLink
+from pubsub.redis_url import parse_redis_url
+from redis_server import RedisServer, find_redis_server, shared_redis
 
 
 @dataclass(slots=True)
@@ -46,6 +57,9 @@ class Notes:
     def on_fork(self, channel: str, top: Position) -> None:
         self.calls.append(("fork", channel, top))
 
+    def on_top(self, channel: str, top: Position) -> None:
+        self.calls.append(("top", channel, top))
+
     def events(self, channel: str) -> list[Event]:
         """All events of a channel, in the order in which they came."""
         found: list[Event] = []
@@ -63,15 +77,18 @@ class Notes:
 class Rig:
     """A broker, what its sink heard, and the clock that it runs by.
 
-    `settle` waits until the sink has heard all that was acknowledged; `tidy` makes the broker free
-    what has expired.
+    `settle` waits until the sink has heard all that was acknowledged; `advance` lets time pass;
+    `tidy` makes the broker free what has expired. `one_clock` says that the wall clock is the only
+    one: a step of it is time that passes.
     """
 
     broker: Broker
     notes: Notes
     clock: Clock
     settle: Callable[[], AbstractAsyncContextManager[None]]
-    tidy: Callable[[], None]
+    advance: Callable[[float], Coroutine[Any, Any, None]]
+    tidy: Callable[[], Coroutine[Any, Any, None]]
+    one_clock: bool = False
 
     async def publish(self, *drafts: Draft) -> list[Published]:
         """Publish, wait for the sink, and return the answers, all of which must be positions."""
@@ -119,18 +136,94 @@ async def open_memory_rig(
     notes = Notes()
     broker.bind(notes)
 
-    def tidy() -> None:
+    async def advance(seconds: float) -> None:
+        clock.advance(seconds)
+
+    async def tidy() -> None:
         while broker.sweep(100) >= 100:
             pass
 
     try:
-        yield Rig(broker, notes, clock, _at_once, tidy)
+        yield Rig(broker, notes, clock, _at_once, advance, tidy)
+    finally:
+        await broker.close()
+
+
+def redis_broker(
+    server: RedisServer, rules: Sequence[ChannelRule] = (), *, url: str = "", **options: Any
+) -> RedisBroker:
+    """Return a broker over a Redis, under a key prefix of its own unless `keys` are given."""
+    target = parse_redis_url(url or server.url)
+    link = RedisLink(
+        connect(target, timeout_s=options.pop("timeout_s", 2.0)),
+        call_timeout_s=options.pop("call_timeout_s", 5.0),
+        most_waiting=options.pop("most_waiting", 20_000),
+        monotonic=time.monotonic,
+    )
+    options.setdefault("keys", RedisKeys(f"t{secrets.token_hex(8)}"))
+    # A node's own rounds would come at any time; tests ask for them.
+    options.setdefault("interval_s", 3_600.0)
+    return RedisBroker(link, ChannelRules(rules), **options)
+
+
+async def ready(broker: RedisBroker) -> None:
+    """Wait until a broker is connected and has proved that it hears what is published."""
+    while broker.problem() is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def open_redis_rig(
+    *,
+    rules: Sequence[ChannelRule] = (),
+    max_channels: int = 1_000,
+    idempotency_window_s: float = 300.0,
+    position_ttl_s: float = 604_800.0,
+) -> AsyncIterator[Rig]:
+    clock = Clock()
+    broker = redis_broker(
+        shared_redis(),
+        rules,
+        max_channels=max_channels,
+        idempotency_window_s=idempotency_window_s,
+        position_ttl_s=position_ttl_s,
+        clock_ms=lambda: round(clock.wall_s * 1000),
+    )
+    notes = Notes()
+    broker.bind(notes)
+
+    @asynccontextmanager
+    async def settle() -> AsyncIterator[None]:
+        yield
+        assert await broker.settled()
+
+    async def advance(seconds: float) -> None:
+        # A node renews its leases long before they are over.
+        while seconds > 0 and broker.listening:
+            clock.advance(min(seconds, 29.0))
+            seconds -= 29.0
+            await broker.compare()
+        clock.advance(max(0.0, seconds))
+
+    try:
+        await broker.start()
+        await ready(broker)
+        yield Rig(broker, notes, clock, settle, advance, broker.sweep, one_clock=True)
     finally:
         await broker.close()
 
 
 # Every broker stands here.
-RIGS: dict[str, OpenRig] = {"memory": open_memory_rig}
+RIGS: dict[str, OpenRig] = {"memory": open_memory_rig, "redis": open_redis_rig}
+# The same as parameters of a test, which is skipped where a part is missing.
+RIG_PARAMS = [
+    pytest.param(RIGS["memory"], id="memory"),
+    pytest.param(
+        RIGS["redis"],
+        id="redis",
+        marks=pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server"),
+    ),
+]
 
 
 def draft(event_id: str, channel: str = "a.b", data: bytes = b'{"x":1}') -> Draft:

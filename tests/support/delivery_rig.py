@@ -204,6 +204,9 @@ class LossyBroker:
         if self.forks:
             self.sink.on_fork(channel, top)
 
+    def on_top(self, channel: str, top: Position) -> None:
+        self.sink.on_top(channel, top)
+
     async def _begin(self, name: str) -> None:
         self.calls[name] += 1
         if name in self.early:
@@ -249,10 +252,11 @@ class LossyBroker:
         before: int | None = None,
         limit: int,
         newest: bool = False,
+        hidden: bool = False,
     ) -> History | None:
         await self._begin("history")
         history = await self.inner.history(
-            channel, after=after, before=before, limit=limit, newest=newest
+            channel, after=after, before=before, limit=limit, newest=newest, hidden=hidden
         )
         await self._end("history")
         return history

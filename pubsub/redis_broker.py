@@ -1,0 +1,364 @@
+"""How does an event get its position and reach every node? This file: the broker over Redis.
+
+Every step that must be one is one script; `channel.lua` says what is kept. Events come on pub/sub,
+which loses: what was lost shows by offsets, checks and tops, and is read from the stream.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from pubsub.broker import ChannelState, History, HistoryRules, Sink
+from pubsub.channel_room import ChannelRoom
+from pubsub.envelope import MOST_OFFSET, Batch, Purge, read_envelope, read_stored
+from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
+from pubsub.event import Draft, Event, Published
+from pubsub.heard import Heard
+from pubsub.position import Position, new_epoch
+from pubsub.redis_channels import RedisChannels, read_top
+from pubsub.redis_keys import RedisKeys
+from pubsub.redis_link import RedisLink
+from pubsub.redis_listener import RedisListener
+from pubsub.redis_publishing import FULL, MADE, RedisPublishing, too_many
+from pubsub.redis_scripts import RedisScripts
+from pubsub.redis_times import RedisTimes
+from pubsub.redis_watch import RedisWatch
+
+# How often delivery is probed and tops are compared.
+INTERVAL_S: Final = 5.0
+
+
+class RedisBroker:
+    """Keeps channels in Redis, shared by all nodes; see `Broker` for what it promises.
+
+    - `node`: the name of this node, of which there must be one only.
+    - `keys`: the prefix of all names; nodes share channels only if they share it.
+    - `max_channels` (0: no bound): one more is refused with TooManyChannels; several nodes may
+      together pass it by what they make within a few seconds.
+    - `idempotency_window_s`, `position_ttl_s`: as for `MemoryBroker`, by Redis's clock.
+    - `revision`: the revision of the rules; where nodes differ, the highest applies.
+    - `interval_s`: how often delivery is probed and tops are compared, jittered.
+    - `monotonic`: a clock in s. `clock_ms` is for tests: a time for the scripts instead of Redis's.
+
+    Nothing connects before `start`. A step of Redis's clock forward by more than a time to live
+    expires what has it.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        rules: HistoryRules,
+        *,
+        node: str = "",
+        keys: RedisKeys | None = None,
+        max_channels: int = 1_000_000,
+        idempotency_window_s: float = 300.0,
+        position_ttl_s: float = 604_800.0,
+        revision: Callable[[], int] = lambda: 0,
+        interval_s: float = INTERVAL_S,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self.junk = 0
+        self._sink: Sink
+        self._link = link
+        self.keys = keys or RedisKeys()
+        self.node = node or secrets.token_hex(8)
+        self._scripts = RedisScripts()
+        self._times = RedisTimes(
+            idempotency_window_s=idempotency_window_s,
+            position_ttl_s=position_ttl_s,
+            clock_ms=clock_ms,
+        )
+        self._closed = False
+        self._heard = Heard()
+        self._channels = RedisChannels(
+            link, self._scripts, self.keys, self._times, ChannelRoom(max_channels)
+        )
+        self._publishing = RedisPublishing(
+            link,
+            self._scripts,
+            self.keys,
+            self._times,
+            self._channels,
+            rules,
+            revision,
+            monotonic,
+        )
+        self.listener = RedisListener(
+            link.topology, on_restored=self._on_return, on_gap=self._on_gap
+        )
+        self._watch = RedisWatch(
+            link,
+            self.listener,
+            self._channels,
+            self._publishing,
+            self._heard,
+            node=self.node,
+            interval_s=interval_s,
+            tell=self._on_doubt,
+            reopen=self._open,
+            contradict=self.contradict,
+            monotonic=monotonic,
+        )
+        link.on_return = self._on_return
+
+    def bind(self, sink: Sink) -> None:
+        self._sink = sink
+
+    # What an operator sees
+
+    def problem(self) -> str | None:
+        """Return what keeps this node from publishing or hearing, or None."""
+        if self._closed:
+            return "the broker is closed"
+        if not self.listener.restored:
+            return self._link.problem() or "not all subscriptions stand at Redis"
+        return self._link.problem() or self._watch.problem()
+
+    @property
+    def listening(self) -> int:
+        """How many channels are subscribed."""
+        return len(self._heard)
+
+    @property
+    def reconnects(self) -> int:
+        """How many pub/sub connections were lost."""
+        return self.listener.reconnects
+
+    @property
+    def silences(self) -> int:
+        """How many pub/sub connections were replaced since nothing came back on them."""
+        return self._watch.silences
+
+    @property
+    def doubts(self) -> int:
+        """How often a channel's top was not what was heard of it."""
+        return self._watch.doubts
+
+    @property
+    def surprises(self) -> int:
+        """How often Redis confirmed or ended a subscription unasked."""
+        return self.listener.surprises
+
+    @property
+    def circuit_openings(self) -> int:
+        """How often Redis was given up for a while."""
+        return self._link.circuit.openings
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect, now or as soon as Redis can be reached; called once, on the node's loop."""
+        self.listener.start()
+        self._watch.start()
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._watch.close()
+        await self.listener.close()
+        await self._link.close()
+        await self._channels.close()
+
+    # ---- the broker
+
+    async def publish(self, drafts: Sequence[Draft]) -> list[Published | PubSubError]:
+        self._check()
+        return await self._publishing.publish(drafts)
+
+    async def subscribe(self, channel: str) -> Position:
+        self._check()
+        address = self.keys.address(channel)
+        confirmed = self.listener.subscribe(address, partial(self._receive, channel))
+        try:
+            # First the confirmation, then the top: what comes between is sent.
+            try:
+                async with asyncio.timeout(self._link.call_timeout_s):
+                    await confirmed
+            except TimeoutError:
+                raise BrokerUnavailable("Redis did not confirm the subscription") from None
+            top = await self._open(channel)
+        except BaseException:
+            if channel not in self._heard:
+                self.listener.unsubscribe(address)
+            raise
+        self._heard.begin(channel, top)
+        return top
+
+    async def unsubscribe(self, channel: str) -> None:
+        self._check()
+        self._heard.end(channel)
+        self.listener.unsubscribe(self.keys.address(channel))
+        times = self._times
+        await self._link.run(
+            self._scripts.leave,
+            [self.keys.record(channel)],
+            times.now(),
+            self.node,
+            times.lapse_ms,
+        )
+
+    async def top(self, channel: str) -> Position | None:
+        self._check()
+        found = (await self._channels.tops([channel]))[channel]
+        return None if found is None else found[0]
+
+    async def history(
+        self,
+        channel: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int,
+        newest: bool = False,
+        hidden: bool = False,
+    ) -> History | None:
+        self._check()
+        answer = await self._link.run(
+            self._scripts.history,
+            [self.keys.record(channel), self.keys.stream(channel)],
+            self._times.now(),
+            min(after, MOST_OFFSET),
+            "" if before is None else min(before, MOST_OFFSET),
+            limit,
+            int(newest),
+            int(hidden),
+        )
+        if answer is None:
+            return None
+        return History(self._read(channel, answer), read_top(answer), int(answer[3]))
+
+    async def contradict(self, channel: str, evidence: Position) -> Position:
+        self._check()
+        if evidence.offset > MOST_OFFSET:
+            # No broker gave it out, and Redis could not count on from there.
+            raise BrokerUnavailable("the evidence is not a position of this broker")
+        keys = self.keys
+        lists = keys.lists(keys.partition(channel))
+        times = self._times
+
+        def call(room: bool) -> Awaitable[Any]:
+            return self._link.run(
+                self._scripts.contradict,
+                [keys.record(channel), keys.stream(channel), lists[0]],
+                *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
+                *(int(room), times.lapse_ms),
+                *(evidence.epoch, evidence.offset, evidence.check),
+            )
+
+        return await self._with_room(call)
+
+    async def purge(self, channel: str) -> Position | None:
+        self._check()
+        keys, times = self.keys, self._times
+        # Not repeated: it would take what was published since.
+        answer = await self._link.run(
+            self._scripts.purge,
+            [keys.record(channel), keys.stream(channel)],
+            *(times.now(), keys.address(channel), keys.send, times.lapse_ms),
+            repeat=False,
+        )
+        return None if answer is None else read_top(answer)
+
+    async def channels(self, *, prefix: str, after: str, limit: int) -> list[ChannelState]:
+        self._check()
+        return await self._channels.active(prefix, after, limit)
+
+    # ---- for tests and commands
+
+    async def settled(self) -> bool:
+        """Wait until what was published by now has come; False if Redis does not send it."""
+        return await self._watch.probe(self._link.call_timeout_s)
+
+    async def compare(self) -> None:
+        """Compare all tops at once, as is done every few seconds."""
+        await self._watch.compare()
+
+    async def sweep(self) -> None:
+        """Clean up the lists of all partitions, a few of which are cleaned up at a time."""
+        for partition in range(self.keys.partitions):
+            await self._channels.sweep(partition)
+
+    # ---- what stands behind
+
+    def _check(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the broker is closed")
+
+    async def _open(self, channel: str) -> Position:
+        """Make the channel's record if there is none, take a lease, and return the top."""
+        keys, times = self.keys, self._times
+
+        def call(room: bool) -> Awaitable[Any]:
+            return self._link.run(
+                self._scripts.open,
+                [
+                    keys.record(channel),
+                    keys.stream(channel),
+                    *keys.lists(keys.partition(channel)),
+                ],
+                *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
+                *(int(room), times.lapse_ms, self.node, times.lease_ms),
+            )
+
+        return await self._with_room(call)
+
+    async def _with_room(self, call: Callable[[bool], Awaitable[Any]]) -> Position:
+        """Call a script that may make a record; return the top that it answers."""
+        room = self._channels.room
+        for counted in (False, True):
+            if counted:
+                # A place may have been reserved that was not taken.
+                await self._channels.count()
+            made = False
+            may = room.ask()
+            try:
+                answer = await call(may)
+                made = answer[0] == MADE
+            finally:
+                if may:
+                    room.done(made)
+            if answer[0] != FULL:
+                return read_top(answer[1:])
+        raise too_many(self._channels)
+
+    def _read(self, channel: str, answer: Sequence[Any]) -> tuple[Event, ...]:
+        """Return the events of a history's answer."""
+        events = []
+        for at in range(4, len(answer), 2):
+            offset = int(answer[at].partition(b"-")[0])
+            try:
+                events.append(read_stored(channel, offset, answer[at + 1]))
+            except JunkReceived:
+                self.junk += 1
+        return tuple(events)
+
+    # ---- what Redis sends
+
+    def _receive(self, channel: str, payload: bytes) -> None:
+        try:
+            content = read_envelope(channel, payload)
+        except JunkReceived:
+            self.junk += 1
+            return
+        if isinstance(content, Batch):
+            self._heard.take(channel, content.events[-1].position)
+            self._sink.on_events(channel, content.events)
+        elif isinstance(content, Purge):
+            self._heard.take(channel, content.floor)
+            self._sink.on_purge(channel, content.floor)
+        else:
+            self._heard.take(channel, content.top)
+            self._sink.on_fork(channel, content.top)
+
+    def _on_doubt(self, channel: str, top: Position) -> None:
+        self._sink.on_top(channel, top)
+
+    def _on_return(self) -> None:
+        self._watch.on_return()
+
+    def _on_gap(self, _address: str) -> None:
+        self._watch.hurry()

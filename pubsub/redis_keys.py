@@ -1,0 +1,72 @@
+"""Where are events kept? This file: the names of all keys and pub/sub channels in Redis (pure).
+
+    {prefix:p<n>}:r:<channel>    record (hash)
+    {prefix:p<n>}:s:<channel>    stream of events
+    {prefix:p<n>}:i0:<channel>   first and second generation of published ids (hashes)
+    {prefix:p<n>}:i1:<channel>
+    {prefix:p<n>}:known          the partition's channels by when they lapse (sorted set)
+    {prefix:p<n>}:active         the partition's active channels by name (sorted set)
+    {prefix:p<n>}:due            the partition's active channels by when to look (sorted set)
+    {prefix:p<n>}:c:<channel>    pub/sub channel of a channel's envelopes
+    prefix:node:<node>           pub/sub channel to one node
+    prefix:nodes                 pub/sub channel to all nodes
+
+A channel belongs to one partition, by a hash of its name, and all that a script touches is in one
+partition, so in one slot of a cluster. The number of partitions can never change for a prefix.
+"""
+
+import re
+from typing import Final
+from zlib import crc32
+
+PARTITIONS: Final = 64
+
+_is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
+
+
+class RedisKeys:
+    """The names under one prefix; raises ValueError if that is not 1 to 64 of `A-Za-z0-9_.:-`."""
+
+    # How envelopes are sent; SPUBLISH would reach the shard of the channel's slot only.
+    send: Final = "PUBLISH"
+
+    def __init__(self, prefix: str = "galecast", partitions: int = PARTITIONS) -> None:
+        if _is_prefix(prefix) is None:
+            raise ValueError("a key prefix is 1 to 64 of A-Z a-z 0-9 _ . : -")
+        self.prefix = prefix
+        self.partitions = partitions
+        self.nodes = f"{prefix}:nodes"
+        self._tags = [f"{{{prefix}:p{number}}}" for number in range(partitions)]
+        self._lists = [(f"{tag}:known", f"{tag}:active", f"{tag}:due") for tag in self._tags]
+
+    def partition(self, channel: str) -> int:
+        """Return the partition of a channel: the same on all nodes, for ever."""
+        return crc32(channel.encode()) % self.partitions
+
+    def record(self, channel: str) -> str:
+        """Return the key of a channel's record."""
+        return f"{self._tag(channel)}:r:{channel}"
+
+    def stream(self, channel: str) -> str:
+        """Return the key of a channel's stream."""
+        return f"{self._tag(channel)}:s:{channel}"
+
+    def ids(self, channel: str) -> tuple[str, str]:
+        """Return the keys of the two generations of a channel's ids."""
+        tag = self._tag(channel)
+        return f"{tag}:i0:{channel}", f"{tag}:i1:{channel}"
+
+    def lists(self, partition: int) -> tuple[str, str, str]:
+        """Return the keys of a partition's lists: known, active, due."""
+        return self._lists[partition]
+
+    def address(self, channel: str) -> str:
+        """Return the pub/sub channel on which a channel's envelopes travel."""
+        return f"{self._tag(channel)}:c:{channel}"
+
+    def node(self, name: str) -> str:
+        """Return the pub/sub channel to one node."""
+        return f"{self.prefix}:node:{name}"
+
+    def _tag(self, channel: str) -> str:
+        return self._tags[crc32(channel.encode()) % self.partitions]
