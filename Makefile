@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What the tests of the browser's side need; without npm they are skipped with a reason.
+BROWSER := tests/browser
+NODE := $(BROWSER)/node_modules/.made
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
@@ -12,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover bench lock build clean distclean
+.PHONY: help run test check lint format cover types screenshots bench lock build clean distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -20,9 +23,9 @@ help: ## list the targets
 		while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
 run: $(VENV)/.run ## start one node for development and print its address (PORT=8901 for another than 8000)
-	@exec $(BIN)/galecast serve --dev $(if $(PORT),--port $(PORT))
+	@exec $(BIN)/galecast serve --dev --readings $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/.dev ## run the tests; what this machine lacks is skipped with a reason (ARGS="-k name")
+test: $(VENV)/.dev $(NODE) ## run the tests; what this machine lacks is skipped with a reason (ARGS="-k name")
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint cover ## all that CI checks: style, types, tests, coverage
@@ -37,7 +40,7 @@ format: $(VENV)/.dev ## put all Python files into shape
 	$(BIN)/ruff format .
 
 # The threshold (fail_under in pyproject.toml) holds for each room by itself.
-cover: $(VENV)/.dev ## run the tests and measure coverage, servers in processes of their own included
+cover: $(VENV)/.dev $(NODE) ## run the tests and measure coverage, servers in processes of their own included
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
@@ -45,6 +48,12 @@ cover: $(VENV)/.dev ## run the tests and measure coverage, servers in processes 
 		echo "coverage of $$room/"; \
 		$(BIN)/coverage report --include="$$room/*" || status=1; \
 	done; exit $$status
+
+types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
+	$(BROWSER)/node_modules/.bin/tsc -p $(BROWSER)/tsconfig.types.json --outDir static
+
+screenshots: $(VENV)/.dev ## take the pictures under docs/ anew, from the running product
+	$(BIN)/python tests/support/screenshots.py
 
 bench: $(VENV)/.dev ## run the benchmarks that print what docs and README claim
 	@set -e; for script in bench/*.py; do \
@@ -65,8 +74,8 @@ clean: ## remove what tests and builds leave behind
 	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean ## remove the environment as well
-	rm -rf $(VENV)
+distclean: clean ## remove the environments as well
+	rm -rf $(VENV) $(BROWSER)/node_modules
 
 # The files below stand for finished steps: an interrupted one is done again, a changed lock is
 # installed again, and otherwise nothing happens.
@@ -87,3 +96,12 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@echo "Installing what development needs into $(VENV)/"
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
+
+$(NODE): $(BROWSER)/package-lock.json
+	@if ! command -v npm >/dev/null; then \
+		echo "There is no npm here: the tests that need it are skipped"; \
+	else \
+		echo "Installing what the browser's side needs into $(@D)/"; \
+		cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+			touch node_modules/.made || echo "npm ci failed: the tests that need it are skipped"; \
+	fi

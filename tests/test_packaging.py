@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for room in (*ROOMS, "tests"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
         shutil.copytree(ROOT / room, source / room, ignore=ignored)
     result = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=source)
     assert result.returncode == 0, result.stdout + result.stderr
