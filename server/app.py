@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -231,11 +232,15 @@ class App:
         self.node.timetable.close()
 
 
-async def run(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
+Beside = Callable[[str], AbstractAsyncContextManager[object]]
+
+
+async def run(loaded: Loaded, reread: Callable[[], Settings | None], beside: Beside) -> int:
     """Serve until SIGTERM or SIGINT, then drain; return the exit code.
 
     A second signal ends at once, with code 1. SIGHUP reloads; `reread` returns None if what it
-    read is not valid, and has said so.
+    read is not valid, and has said so. `beside` gets the node's address once it listens, and is
+    left before it drains.
     """
     loop = asyncio.get_running_loop()
     app = App(loaded.settings, loop)
@@ -256,7 +261,8 @@ async def run(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
     try:
         app.start()
         _log.info("listening on %s", app.url, extra={"node": app.node.name})
-        await stopping.wait()
+        async with beside(app.url):
+            await stopping.wait()
         drained = asyncio.create_task(app.drain())
         hurry = asyncio.create_task(hurried.wait())
         await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
@@ -269,13 +275,17 @@ async def run(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
         await app.close()
 
 
-def serve(loaded: Loaded, reread: Callable[[], Settings | None] = lambda: None) -> int:
+def serve(
+    loaded: Loaded,
+    reread: Callable[[], Settings | None] = lambda: None,
+    beside: Beside = nullcontext,
+) -> int:
     """Run a node until it is told to stop; return the exit code."""
     log = loaded.settings.log
     configure(log.level, log.format, sys.stderr)
     try:
         with asyncio.Runner() as runner:
-            return runner.run(run(loaded, reread))
+            return runner.run(run(loaded, reread, beside))
     except OSError as error:
         settings = loaded.settings
         ports = f"{settings.port}"

@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandFailed as failed:
         tell(str(failed))
     except KeyboardInterrupt:
-        # To stop it is how to end `tail`.
-        return 0 if args.command == "tail" else _INTERRUPTED
+        # To stop them is how they end.
+        return 0 if args.command in ("tail", "readings") else _INTERRUPTED
     except BrokenPipeError:
         # Who read the output has gone. What is still buffered must not fail again at exit.
         with open(os.devnull, "w") as nowhere:
@@ -82,12 +82,14 @@ def _serve(args: argparse.Namespace) -> int:
     from config.settings import dev_notice, warnings
     from server.app import serve
     from server.cli_check import key_problems, raise_file_limit
-    from server.cli_output import tell
+    from server.cli_output import CommandFailed, tell
 
     loaded = _load(args)
     settings = loaded.settings
     if problems := key_problems(settings):
         raise SettingsRejected(tuple(problems))
+    if args.readings and not settings.dev:
+        raise CommandFailed("--readings publishes with the key of development mode: add --dev")
     if settings.dev:
         tell(dev_notice(settings))
     for text in warnings(settings):
@@ -102,7 +104,11 @@ def _serve(args: argparse.Namespace) -> int:
                 logging.getLogger("galecast").error("not reloaded: %s", problem)
             return None
 
-    return serve(loaded, reread)
+    if not args.readings:
+        return serve(loaded, reread)
+    from server.cli_readings import beside
+
+    return serve(loaded, reread, beside)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -178,6 +184,18 @@ def _tail(args: argparse.Namespace) -> int:
     return Tail(target, credential, following, count=args.count, as_json=args.json).run()
 
 
+def _readings(args: argparse.Namespace) -> int:
+    from server.cli_publish import Publisher
+    from server.cli_readings import Readings, sleep, sleep_until_eof
+
+    publisher = Publisher(*_server(args))
+    wait = sleep_until_eof if args.until_eof else sleep
+    try:
+        return Readings(publisher, args.channel, args.every, wait=wait).run()
+    finally:
+        publisher.close()
+
+
 def _server(args: argparse.Namespace) -> "tuple[Target, Credential]":
     """Return the server that a client is to go to, and what it shows there.
 
@@ -203,6 +221,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "key": _key,
     "publish": _publish,
     "tail": _tail,
+    "readings": _readings,
 }
 
 

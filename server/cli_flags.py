@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 _MOST: Final = 100_000
+_SHORTEST_S: Final = 0.1
+_LONGEST_S: Final = 3600.0
 
 _KEY_HELP: Final = "API key or token; others on this machine can see it: --key-file is safer"
 _SERVE_MORE: Final = """\
 example:
-  galecast serve --dev --port 8901
+  galecast serve --dev --readings --port 8901
   galecast serve --config /etc/galecast.toml
 
 SIGTERM ends it in good order, SIGHUP reads channel rules, keys and log level again.
@@ -53,6 +55,14 @@ example:
   galecast tail --key-file reader.key --url https://events.example.com orders.eu orders.us --json
 
 It comes back when the connection is lost, and goes on behind the last event. Ctrl-C ends it.
+"""
+_READINGS_MORE: Final = """\
+example:
+  galecast readings --dev
+  galecast readings --key-file machine.key --url https://events.example.com --every 5
+
+Load, CPU, memory and network of this machine, from /proc (Linux). The page at / shows those of the
+channel machine.readings. It goes on trying while the server is away. Ctrl-C ends it.
 """
 
 
@@ -106,10 +116,12 @@ def _take(args: argparse.Namespace, late: list[str]) -> bool:
 
 def _wrong(args: argparse.Namespace) -> str:
     """Return what is wrong with the arguments taken together, or nothing."""
-    if args.command not in ("publish", "tail"):
+    if args.command not in ("publish", "tail", "readings"):
         return ""
     if args.url is not None and (args.host is not None or args.port is not None):
         return "--url says where the server is: leave --host and --port out"
+    if args.command == "readings":
+        return ""
     if args.command == "tail":
         several = len(set(args.channels)) > 1 and args.since is not None
         return "--since is a position in one channel: name one channel" if several else ""
@@ -143,7 +155,13 @@ def make_parser() -> argparse.ArgumentParser:
         made.set_defaults(parser=made)
         return made
 
-    _all_settings(command("serve", "run a node until it is told to stop", _SERVE_MORE))
+    serve = command("serve", "run a node until it is told to stop", _SERVE_MORE)
+    _all_settings(serve)
+    serve.add_argument(
+        "--readings",
+        action="store_true",
+        help="with --dev: also publish what this machine is doing, for the page at /",
+    )
     check = command("check", "say whether a node could serve on this machine", _CHECK_MORE)
     _all_settings(check)
     _json(check)
@@ -154,6 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
     _key(command("key", "make an API key for a service", _KEY_MORE))
     _publish(command("publish", "publish an event", _PUBLISH_MORE))
     _tail(command("tail", "show the events of channels as they come", _TAIL_MORE))
+    _readings(command("readings", "publish what this machine is doing", _READINGS_MORE))
     return parser
 
 
@@ -220,7 +239,6 @@ def _client(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--key-file", metavar="FILE", help="file that holds an API key or a token")
     shown.add_argument("--key", metavar="KEY", help=_KEY_HELP)
-    _json(parser)
 
 
 def _publish(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +251,7 @@ def _publish(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ndjson", action="store_true", help="publish every line of stdin")
     _client(parser)
+    _json(parser)
 
 
 def _tail(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +262,34 @@ def _tail(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=_whole, metavar="N", help="end after N events")
     _client(parser)
+    _json(parser)
+
+
+def _readings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--channel", default="machine.readings", metavar="CHANNEL", help="where (%(default)s)"
+    )
+    parser.add_argument(
+        "--every",
+        type=_interval_s,
+        default=1.0,
+        metavar="SECONDS",
+        help="how long from one reading to the next (%(default)g)",
+    )
+    # Of the node that has started it: standard input ends when that does, in whatever way.
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
+    _client(parser)
+
+
+def _interval_s(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not _SHORTEST_S <= value <= _LONGEST_S:
+        allowed = f"seconds from {_SHORTEST_S:g} to {_LONGEST_S:g}"
+        raise argparse.ArgumentTypeError(f"{text}: {allowed}")
+    return value
 
 
 def _whole(text: str) -> int:

@@ -1,56 +1,15 @@
-"""A real browser: the page at `/`, WebSocket in both encodings, and its own EventSource."""
+"""A real browser: WebSocket in both encodings, and its own EventSource."""
 
-import asyncio
-import shutil
-import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import playwright
 import pytest
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
+from chromium import MISSING, browser_page, publish, until
 from cutting_proxy import CuttingProxy
 from one_session import JSON, MSGPACK, run_session
 from processes import ServerProcess
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in _NAMES if (path := shutil.which(name))), None)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-_PATIENCE_S = 20.0
-_PUBLISH = """
-async ([channel, data]) => {
-  const response = await fetch("/v1/events", {
-    method: "POST",
-    headers: { Authorization: "Bearer dev.galecast", "Content-Type": "application/json" },
-    body: JSON.stringify({ channel, name: "n", data }),
-  });
-  return response.status;
-}
-"""
-
-
-def what_is_missing() -> str:
-    """Return why no browser can be driven on this machine; empty if one can."""
-    if CHROMIUM is None:
-        return "there is no Chromium on this machine"
-    node = Path(playwright.__file__).with_name("driver") / "node"
-    done = subprocess.run([node, "--version"], capture_output=True, text=True)
-    return "" if done.returncode == 0 else f"its driver does not run: {done.stderr[-200:]}"
-
-
-MISSING = what_is_missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
@@ -59,55 +18,6 @@ def server() -> Iterator[ServerProcess]:
     # The browser comes back soon, so that the tests need not wait long.
     with ServerProcess("--dev", environ={"GALECAST_SSE_RETRY_MS": "100"}) as running:
         yield running
-
-
-@asynccontextmanager
-async def browser_page(url: str) -> AsyncIterator[tuple[Page, list[str]]]:
-    """Open a page; yield it with what its console complains of."""
-    async with async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = await browser.new_page()
-            complaints: list[str] = []
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on(
-                "console",
-                lambda message: (
-                    complaints.append(message.text)
-                    if message.type in ("error", "warning")
-                    else None
-                ),
-            )
-            await page.goto(url)
-            yield page, complaints
-        finally:
-            await browser.close()
-
-
-async def until(page: Page, expression: str, argument: Any = None) -> None:
-    """Wait until an expression is true in the page.
-
-    Not `wait_for_function`: its polling is `eval` in the page, which the page's own policy forbids.
-    """
-    deadline = time.monotonic() + _PATIENCE_S
-    while not await page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, expression
-        await asyncio.sleep(0.02)
-
-
-async def publish(page: Page, channel: str, data: Any) -> None:
-    assert await page.evaluate(_PUBLISH, [channel, data]) == 200
-
-
-async def test_the_page_shows_live_events_as_text(server: ServerProcess) -> None:
-    async with browser_page(server.url) as (page, complaints):
-        await until(page, "document.getElementById('state').textContent.startsWith('following')")
-        assert "curl" in await page.inner_text("#curl")
-        await publish(page, "a.b", {"html": "<img src=x onerror=alert(1)>"})
-        await page.wait_for_selector("#events li")
-        assert "<img src=x" in await page.inner_text("#events li")
-        assert await page.query_selector("#events img") is None
-        assert complaints == []
 
 
 async def test_the_docs_page_works_offline(server: ServerProcess) -> None:

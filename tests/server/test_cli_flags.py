@@ -5,7 +5,7 @@ import pytest
 from server.cli_flags import parse
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail")
+COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings")
 
 
 def refused(capsys: Capture, *argv: str) -> str:
@@ -32,7 +32,7 @@ def test_the_help_names_every_command(capsys: Capture) -> None:
 
 
 def test_the_help_warns_of_a_key_on_the_command_line(capsys: Capture) -> None:
-    for command in ("publish", "tail"):
+    for command in ("publish", "tail", "readings"):
         with pytest.raises(SystemExit):
             parse([command, "--help"])
         assert "others on this machine can see it" in " ".join(capsys.readouterr().out.split())
@@ -92,10 +92,31 @@ def test_data_stands_where_it_likes(data: str) -> None:
         (["tail", "a", "--count", "0"], "0: a whole number from 1 to 100000"),
         (["tail", "a", "--rewind", "1000000000000"], "a whole number from 1 to 100000"),
         (["tail", "a", "--rewind", "\u0663"], "a whole number from 1 to 100000"),
+        (["readings", "a"], "unrecognized arguments: a"),
+        (["readings", "--json"], "unrecognized arguments: --json"),
+        (["readings", "--every", "0"], "0: seconds from 0.1 to 3600"),
+        (["readings", "--every", "nan"], "nan: seconds from 0.1 to 3600"),
+        (["readings", "--every", "soon"], "soon: seconds from 0.1 to 3600"),
+        (["readings", "--url", "http://a", "--port", "1"], "leave --host and --port out"),
+        (["check", "--readings"], "unrecognized arguments: --readings"),
     ],
 )
 def test_wrong_usage_is_told(argv: list[str], text: str, capsys: Capture) -> None:
     assert text in refused(capsys, *argv)
+
+
+def test_flags_of_readings(capsys: Capture) -> None:
+    bare = parse(["readings"])
+    assert (bare.channel, bare.every, bare.until_eof) == ("machine.readings", 1.0, False)
+    args = parse("readings --channel a.b --every 0.5 --until-eof --url http://a --key k".split())
+    assert (args.channel, args.every, args.until_eof) == ("a.b", 0.5, True)
+    assert (args.url, args.key) == ("http://a", "k")
+    assert parse(["serve"]).readings is False
+    assert parse(["serve", "--readings"]).readings is True
+    with pytest.raises(SystemExit):
+        parse(["readings", "--help"])
+    # Between a node and the process that it starts, and of no use to anybody else.
+    assert "--until-eof" not in capsys.readouterr().out
 
 
 def test_a_channel_named_twice_is_one_channel() -> None:
