@@ -2,7 +2,8 @@
 
 Fenced blocks of `sh`, `console` and `session` are run against a server in development mode, in
 order, each document with a server of its own. In `console` blocks the output is compared too;
-`...` stands for what differs from run to run.
+`...` stands for what differs from run to run. Programs are files that the commands after them run;
+those of Node.js and of pages have tests of their own (test_docs_clients.py).
 """
 
 import json
@@ -30,23 +31,27 @@ from doc_text import (
     Block,
     anchors,
     blocks,
+    is_of_node,
     links,
     prose,
     read,
 )
 from server.cli_flags import parse
 
-RUN = ("sh", "console", "session", "toml")
-# Not commands: drawings, and files that have tests of their own below.
-SHOWN = ("text", "ini", "nginx")
+RUN = ("sh", "console", "session", "toml", "python")
+# Not commands: drawings, and files that have tests of their own, below or in test_docs_clients.py.
+SHOWN = ("text", "ini", "nginx", "js", "mjs", "html")
 # Commands that are not run here, and what looks after them.
 ELSEWHERE = {
     SERVE: "every document has this server, on a free port",
+    "galecast serve --dev --readings ": "test_cli_readings.py starts a node so",
     "make ": "make -n, below: the targets run the tests themselves",
     "python3 -m venv /opt/galecast": "test_packaging.py builds the wheel and installs it",
     "/opt/galecast/bin/pip install ": "test_packaging.py builds the wheel and installs it",
     "galecast serve --config ": "test_app_process.py starts and reloads a node so",
     "galecast publish --key-file ": "test_cli.py, with a key of its own",
+    "GALECAST_ORIGINS=": "test_docs_clients.py has this server, with the origin of its pages",
+    "python3 -m http.server ": "test_docs_clients.py has this server, on a free port",
     "docker ": "test_project.py reads the Dockerfile; tests have no Docker",
     "groupadd ": "changes the machine",
     "chown ": "changes the machine",
@@ -71,6 +76,8 @@ def lines_of(block: Block) -> list[str]:
 
 def is_elsewhere(block: Block) -> bool:
     """Whether a block is not run here. Then none of its lines is; it has to be one or the other."""
+    if is_of_node(block):
+        return True
     if block.language != "sh":
         return False
     found = {line.startswith(tuple(ELSEWHERE)) for line in lines_of(block)}
@@ -87,7 +94,7 @@ def test_every_block_is_run_or_known() -> None:
     used = {
         start
         for block in written()
-        if is_elsewhere(block)
+        if block.language == "sh" and is_elsewhere(block)
         for line in lines_of(block)
         for start in ELSEWHERE
         if line.startswith(start)
@@ -153,7 +160,7 @@ def test_scripts_that_are_named_exist() -> None:
 def test_modules_and_folders_that_are_named_exist() -> None:
     rooms = "config|pubsub|server|handlers|static|tests|docs|bench"
     for name in DOCUMENTS:
-        for path in re.findall(rf"(?<![\w/.])((?:{rooms})/[\w/]*(?:\.\w+)?)", read(name)):
+        for path in re.findall(rf"(?<![\w/.])((?:{rooms})/[\w/-]*(?:\.\w+)?)", read(name)):
             assert (ROOT / path).exists(), f"{name}: {path}"
 
 

@@ -1,5 +1,6 @@
 """The tables of the documents are the code's: messages, codes, settings, metrics, routes."""
 
+import gzip
 import json
 import re
 from typing import Any, get_args
@@ -260,3 +261,95 @@ def test_every_route_is_told() -> None:
 def test_the_scopes_are_as_told() -> None:
     told = [row[0].strip("`") for row in tables("docs/security.md")["API keys"]]
     assert sorted(told) == sorted(SCOPES)
+
+
+# ---- the library for browsers
+
+CLIENTS = "docs/clients.md"
+LIBRARY = read("static/galecast.js")
+
+
+def one(pattern: str) -> str:
+    """The one place of the library that a pattern finds."""
+    (found,) = re.findall(pattern, LIBRARY, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def told(heading: str) -> list[str]:
+    """What begins the rows of the tables below a heading, as code."""
+    return [
+        name
+        for row in tables(CLIENTS)[heading]
+        for name in re.findall(r"`(\w+)[^`]*`(?:,|$)", row[0])
+    ]
+
+
+def fields(declaration: str) -> set[str]:
+    """The names in a type such as `{ code?: string, message?: string }`."""
+    return set(re.findall(r"(\w+)\??: ", declaration))
+
+
+def own(name: str) -> set[str]:
+    """What a class of the library has for everybody: its fields and methods."""
+    body = one(rf"^export class {name} .*?\{{$(.*?)^\}}$")
+    return {
+        *re.findall(r"^  (?:/\*\*.*\*/ )?([a-z]\w*) = ", body, re.MULTILINE),
+        *re.findall(r"^    this\.([a-z]\w*) = ", body, re.MULTILINE),
+        *re.findall(r"^  (?:async )?([a-z]\w*)\(.*\) \{$", body, re.MULTILINE),
+        # Of EventTarget, with types of its own.
+        "addEventListener",
+    } - {"constructor"}
+
+
+@pytest.mark.parametrize("function", ["connect", "subscribe", "publish"])
+def test_the_options_of_the_library_are_as_told(function: str) -> None:
+    lines = one(rf"@typedef \{{object\}} {function.capitalize()}Options\b(.*?)\*/")
+    kinds = {name: kind for kind, name in re.findall(r"@property \{(.+)\} \[(\w+)\]", lines)}
+    table = {row[0].strip("`"): row[1] for row in tables(CLIENTS)[f"Options of {function}"]}
+    assert set(table) == set(kinds)
+    for name, kind in table.items():
+        simple = {kind, kinds[name]} & {"string", "number", "boolean"}
+        assert not simple or kind == kinds[name], name
+
+
+def test_the_defaults_of_the_library_are_as_told() -> None:
+    rows = {row[0].strip("`"): row[2].strip("`") for row in tables(CLIENTS)["Options of connect"]}
+    assert rows["queue"] == one(r"\bqueue = (\d\w*)").replace("_", "")
+    assert rows["retryFor"] == one(r"\bretryFor = (\d\w*)").replace("_", "")
+    assert rows["transports"] == one(r"\btransports = (\[.*?\])")
+    assert rows["encoding"] == one(r'\bencoding = ("\w+")')
+
+
+def test_what_the_library_has_is_as_told() -> None:
+    assert set(told("The connection")) == own("Connection")
+    assert set(told("The subscription")) == own("Subscription")
+
+
+def test_the_events_of_the_library_are_as_told() -> None:
+    declared = dict(re.findall(r"(\w+): (\w+)", one(r"\{\{ ([^}]*?) \}\} SubscriptionEvents")))
+    assert told("Events of a subscription") == list(declared)
+    for row in tables(CLIENTS)["Events of a subscription"]:
+        name = declared[row[0].strip("`")]
+        declaration = one(rf"@typedef \{{Event & (\{{[^\n]*?\}})\}} {name} ")
+        assert set(re.findall(r"`(\w+)`", row[1])) == fields(declaration)
+    sentence = prose(CLIENTS).partition("\nA `state` event has ")[2].partition(".\n")[0]
+    said = set(re.findall(r"`(\w+)`", sentence)) - {"waiting", "closed"}
+    assert said == fields(one(r"@typedef \{Event & (\{[^\n]*?\})\} StateEvent "))
+
+
+def test_the_words_of_the_library_are_as_told() -> None:
+    assert told("States") == re.findall(r"\w+", one(r"@typedef \{([^}]*)\} ConnectionState"))
+    assert told("Tokens") == re.findall(r"\w+", one(r"@typedef \{([^}]*)\} TokenReason"))
+
+
+def test_the_size_of_the_library_is_as_told() -> None:
+    found = re.search(r"about (\d+) KB as\s+the node sends it", prose(CLIENTS))
+    assert found is not None
+    size_kb = len(gzip.compress(LIBRARY.encode())) / 1000
+    assert size_kb == pytest.approx(int(found[1]), rel=0.1)
+
+
+def test_the_errors_of_the_library_are_as_told() -> None:
+    made = set(re.findall(r'new GalecastError\(\s*"(\w+)"', LIBRARY))
+    assert set(told("Errors")) == made
+    assert set(told("Rejected")) <= made

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,15 +16,17 @@ from urllib.request import Request, urlopen
 import msgpack  # type: ignore[import-untyped]
 import websocket
 
-from doc_text import ROOT, Block, console, pattern
+from doc_text import ROOT, Block, console, file_name, pattern
 
 PORT: Final = "8901"
+# Where the application of the documents serves its own pages.
+APP_PORT: Final = "5000"
 SERVE: Final = f"galecast serve --dev --port {PORT}"
 WAIT_S: Final = 20.0
 _LISTENING: Final = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 _ASSIGNED: Final = re.compile(r"^([A-Z_]+)=", re.MULTILINE)
 # They go on until they are stopped.
-_ENDLESS: Final = ("curl -N ", "galecast tail ")
+_ENDLESS: Final = ("curl -N ", "galecast tail ", "python follow.py")
 # What differs from run to run; the same value in the document is the same value in the run.
 _VARYING: Final = frozenset({"session", "node", "position", "cursor", "since", "before", "time"})
 
@@ -67,12 +69,13 @@ class Msgpack:
 class Server:
     """The server that `SERVE` starts, on a free port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self._log = folder / "server.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "server.cli", *SERVE.split()[1:-1], "0"],
                 cwd=ROOT,
+                env={**os.environ, **environ},
                 stdout=log,
                 stderr=log,
             )
@@ -87,14 +90,21 @@ class Server:
     def log(self) -> str:
         return self._log.read_text()
 
-    def subscriptions(self) -> int:
-        """How many subscriptions there are."""
+    def request(self, method: str, path: str, body: object = None) -> str:
+        """Send a request with the API key; gives the answer."""
         request = Request(
-            f"http://127.0.0.1:{self.port}/metrics",
-            headers={"Authorization": "Bearer dev.galecast"},
+            f"http://127.0.0.1:{self.port}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": "Bearer dev.galecast", "Content-Type": "application/json"},
+            method=method,
         )
         with urlopen(request, timeout=WAIT_S) as response:
-            text = response.read().decode()
+            answer: bytes = response.read()
+        return answer.decode()
+
+    def subscriptions(self) -> int:
+        """How many subscriptions there are."""
+        text = self.request("GET", "/metrics")
         found = re.search(r"^galecast_subscriptions (\d+)", text, re.MULTILINE)
         assert found is not None
         return int(found[1])
@@ -139,9 +149,10 @@ class Shell:
         self._state.touch()
         programs = folder / ".bin"
         programs.mkdir()
-        galecast = programs / "galecast"
-        galecast.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m server.cli "$@"\n')
-        galecast.chmod(0o755)
+        for name, command in (("galecast", " -m server.cli"), ("python", "")):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{command} "$@"\n')
+            program.chmod(0o755)
         self._environ = {
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -207,8 +218,16 @@ class Shell:
             self.replay(block, codec or Json())
         elif block.language == "toml":
             (self.folder / "galecast.toml").write_text(block.text)
+        elif name := file_name(block):
+            self.write(name, block)
         else:
             raise AssertionError(f"{block.place}: blocks of {block.language} are not run")
+
+    def write(self, name: str, block: Block) -> Path:
+        """Write a file that a block is, for the commands that come after it."""
+        path = self.folder / name
+        path.write_text(block.text.replace(PORT, self.server.port))
+        return path
 
     def finish(self) -> None:
         """Wait until every command that goes on has shown what it should."""
@@ -264,9 +283,9 @@ class Shell:
 
 
 @contextmanager
-def reader(folder: Path) -> Iterator[Shell]:
+def reader(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Shell]:
     """A reader with a server; both are gone afterwards."""
-    server = Server(folder)
+    server = Server(folder, environ or {})
     shell = None
     try:
         shell = Shell(folder, server)

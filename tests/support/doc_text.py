@@ -14,6 +14,8 @@ DOCUMENTS: Final = (
 _FENCE: Final = re.compile(r"```(\w*)$")
 _HEADING: Final = re.compile(r"#{1,6} (.+)$")
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_NAMED: Final = re.compile(r"(?:#|//|<!--) ([\w-]+\.(?:py|mjs|js|html))(?: -->)?\n")
+_PRINTS: Final = re.compile(r"(?:#|//) prints: (.+)$", re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -88,6 +90,22 @@ def pattern(output: str) -> re.Pattern[str]:
     return re.compile(r"\n".join(lines))
 
 
+def file_name(block: Block) -> str | None:
+    """The file that a block is, if its first line is a comment with a name."""
+    found = _NAMED.match(block.text)
+    return found[1] if found else None
+
+
+def prints(block: Block) -> list[str]:
+    """What a program is said to print: `prints:` in its comments, in the order of the lines."""
+    return _PRINTS.findall(block.text)
+
+
+def is_of_node(block: Block) -> bool:
+    """Whether a block is a program of Node.js, or runs one."""
+    return block.language == "mjs" or block.text.startswith("$ node ")
+
+
 def headings(document: str) -> list[str]:
     return [found[1] for line in prose(document).splitlines() if (found := _HEADING.match(line))]
 
@@ -114,7 +132,7 @@ def tables(document: str) -> dict[str, list[list[str]]]:
     heading, rows = "", list[list[str]]()
     for line in prose(document).splitlines():
         if match := _HEADING.match(line):
-            heading, rows = match[1].strip("`"), []
+            heading, rows = match[1].replace("`", ""), []
         elif line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if set(cells[0]) <= set("- ") and "---" in line:
