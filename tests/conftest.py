@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import selectors
+import signal
 import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ SETTLE_S = 2.0
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("GALECAST_")]:
         del os.environ[name]
+    # A shell that runs this in the background ignores SIGINT, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # How fast an example runs says nothing on a shared machine.
     slow = [HealthCheck.too_slow]
     settings.register_profile("galecast", deadline=None, suppress_health_check=slow)
