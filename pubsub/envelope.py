@@ -6,13 +6,15 @@ Both are MessagePack, built by the scripts from parts that are packed here (pure
     [1, ["events", epoch, offset, prev, time, [[id, name, data, tags, user, exclude, check], ...]]]
     [1, ["purge", epoch, offset, check]]
     [1, ["fork", epoch, offset, check]]
+    [1, ["presence", action, version of the set, session, user, info]]
 
 where `offset` and `prev` of "events" are those of the position before its first event. An event in
 a channel's stream is
 
     [version, epoch, prev, check, time, [id, name, data, tags, user, exclude]]
 
-with its offset in the entry's id. What else comes is junk: `JunkReceived`.
+with its offset in the entry's id. A member in a presence set is the generation of its node's lease,
+16 digits, then session, user and info, one after another. What else comes is junk: `JunkReceived`.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from msgspec import Meta
 from pubsub.errors import JunkReceived
 from pubsub.event import Draft, Event
 from pubsub.position import Position, chain
+from pubsub.presence import Member, PresenceChange
 
 VERSION: Final = 1
 # Lua counts in doubles, which are exact up to 2^53.
@@ -32,6 +35,8 @@ MOST_OFFSET: Final = 2**52
 MOST_EVENTS: Final = 4_096
 MOST_BYTES: Final = 64 * 1024 * 1024
 
+_GENERATION_BYTES: Final = 16
+
 _Hex = Annotated[str, Meta(pattern="^[0-9a-f]{16}\\Z")]
 _Offset = Annotated[int, Meta(ge=0, le=MOST_OFFSET)]
 _Time = Annotated[int, Meta(ge=0, le=2**52)]
@@ -39,6 +44,9 @@ _Time = Annotated[int, Meta(ge=0, le=2**52)]
 _Check = Annotated[str, Meta(min_length=16, max_length=16)]
 _Word = Annotated[str, Meta(min_length=1, max_length=64)]
 _Text = Annotated[str, Meta(max_length=1_024)]
+_Session = Annotated[str, Meta(min_length=1, max_length=256)]
+_Version = Annotated[int, Meta(ge=1, le=2**53)]
+_Info = Annotated[bytes, Meta(min_length=1, max_length=1024 * 1024)]
 
 
 class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -76,9 +84,25 @@ class _Fork(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     check: _Hex
 
 
+class _Member(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    session: _Session
+    user: _Text | None
+    info: _Info
+
+
+class _Presence(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="presence"
+):
+    action: Literal["join", "leave", "update"]
+    version: _Version
+    session: _Session
+    user: _Text | None
+    info: _Info
+
+
 class _Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: Literal[1]
-    content: _Events | _Purge | _Fork
+    content: _Events | _Purge | _Fork | _Presence
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -108,11 +132,12 @@ class Fork(msgspec.Struct, frozen=True):
     top: Position
 
 
-Content = Batch | Purge | Fork
+Content = Batch | Purge | Fork | PresenceChange
 
 _skip: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 _decode_envelope: Final = msgspec.msgpack.Decoder(_Envelope).decode
 _decode_stored: Final = msgspec.msgpack.Decoder(_Stored).decode
+_decode_member: Final = msgspec.msgpack.Decoder(_Member).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -138,6 +163,22 @@ def pack_events(before: Position, time: int, drafts: Sequence[Draft]) -> bytes:
 def pack_mark(kind: Literal["purge", "fork"], position: Position) -> bytes:
     """Return the envelope of a purge or a fork, as the scripts build it."""
     return _encode((VERSION, (kind, position.epoch, position.offset, position.check)))
+
+
+def pack_member(member: Member) -> bytes:
+    """Return what is kept of a member behind its generation: three values, one after another."""
+    return _encode((member.session, member.user, member.info))[1:]
+
+
+def pack_presence(change: PresenceChange) -> bytes:
+    """Return the envelope of a presence change, as the scripts build it."""
+    member = change.member
+    return _encode(
+        (
+            VERSION,
+            ("presence", change.action, change.version, member.session, member.user, member.info),
+        )
+    )
 
 
 def pack_stored(event: Event) -> bytes:
@@ -178,6 +219,8 @@ def read_envelope(channel: str, payload: bytes) -> Content:
             events.append(_event(channel, Position(epoch, offset, check), prev, time, body))
             prev = check
         return Batch(tuple(events))
+    if type(content) is _Presence:
+        return PresenceChange(channel, content.action, _member(content), content.version)
     position = Position(content.epoch, content.offset, content.check)
     return Purge(position) if type(content) is _Purge else Fork(position)
 
@@ -189,6 +232,12 @@ def read_stored(channel: str, offset: int, payload: bytes) -> Event:
         raise JunkReceived("an offset is too high")
     position = Position(stored.epoch, offset, stored.check)
     return _event(channel, position, stored.prev, stored.time, stored.event)
+
+
+def read_member(stored: bytes) -> Member:
+    """Return the member that an entry of a presence set holds; raises JunkReceived."""
+    # The scripts wrote the generation, and left out the array's header.
+    return _member(_read(_decode_member, b"\x93" + stored[_GENERATION_BYTES:]))
 
 
 def _read(decode: Any, payload: bytes) -> Any:
@@ -207,14 +256,7 @@ def _event(channel: str, position: Position, prev: str, time: int, body: _Body) 
     if not words.isascii() or not words.isprintable():
         raise JunkReceived("a check, an id or a name is not printable")
     data = body.data
-    # It becomes a line of text streams as it stands, and part of UTF-8 frames.
-    if b"\n" in data or b"\r" in data or not data:
-        raise JunkReceived("data is not one line of text")
-    if not data.isascii():
-        try:
-            data.decode()
-        except UnicodeDecodeError:
-            raise JunkReceived("data is not UTF-8") from None
+    _check_line(data)
     return Event(
         channel,
         position,
@@ -227,3 +269,21 @@ def _event(channel: str, position: Position, prev: str, time: int, body: _Body) 
         body.user,
         body.exclude,
     )
+
+
+def _member(found: _Member | _Presence) -> Member:
+    if not found.session.isprintable():
+        raise JunkReceived("a session is not printable")
+    _check_line(found.info)
+    return Member(found.session, found.user, found.info)
+
+
+def _check_line(text: bytes) -> None:
+    # It becomes a line of text streams as it stands, and part of UTF-8 frames.
+    if b"\n" in text or b"\r" in text or not text:
+        raise JunkReceived("data is not one line of text")
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            raise JunkReceived("data is not UTF-8") from None

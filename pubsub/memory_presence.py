@@ -1,11 +1,11 @@
 """Who is present in a channel, over all nodes? This file: the presence store of a single node."""
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
 from itertools import islice
 from typing import Literal
 
 from pubsub.presence import Member, Members, PresenceChange, PresenceSink
+from pubsub.presence_cursor import read_cursor, write_cursor
 from pubsub.sorted_names import SortedNames
 
 
@@ -64,7 +64,7 @@ class MemoryPresence:
         self._announce(channel, entry, "leave", member)
 
     async def members(self, channel: str, *, cursor: str | None = None, limit: int) -> Members:
-        after = None if cursor is None else _read_cursor(cursor)
+        after = None if cursor is None else read_cursor(cursor)
         entry = self._sets.get(channel)
         if entry is None:
             return Members((), 0, self._empty.get(channel, self._least))
@@ -75,7 +75,7 @@ class MemoryPresence:
             tuple([entry.members[session] for session in page]),
             len(entry.members),
             entry.version,
-            _write_cursor(page[-1]) if more else None,
+            write_cursor(page[-1]) if more else None,
         )
 
     def _remember(self, channel: str, version: int) -> None:
@@ -92,19 +92,3 @@ class MemoryPresence:
     ) -> None:
         entry.version += 1
         self._sink.on_presence(PresenceChange(channel, action, member, entry.version))
-
-
-def _write_cursor(session: str) -> str:
-    return urlsafe_b64encode(session.encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> str:
-    """Return the session at which a page ended; raises ValueError."""
-    try:
-        session = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except ValueError:
-        session = ""
-    # The decoder passes over strange characters and spare bits.
-    if not session or _write_cursor(session) != cursor:
-        raise ValueError("not a cursor of this list")
-    return session

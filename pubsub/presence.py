@@ -1,5 +1,6 @@
 """Who is present in a channel, over all nodes? This file: the presence store's interface."""
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -14,7 +15,10 @@ class Member(msgspec.Struct, frozen=True, gc=False):
 
 
 class PresenceChange(msgspec.Struct, frozen=True):
-    """A change of a channel's presence set; `version` counts a channel's changes by one."""
+    """A change of a channel's presence set; `version` counts a channel's changes by one.
+
+    It may jump up, which looks like lost changes, but never goes backwards.
+    """
 
     channel: str
     action: Literal["join", "leave", "update"]
@@ -35,14 +39,25 @@ class Members(msgspec.Struct, frozen=True):
 
 
 class PresenceSink(Protocol):
-    """What a node offers to the presence store. A plain call that neither waits nor raises."""
+    """What a node offers to the presence store. Plain calls that neither wait nor raise."""
 
     def on_presence(self, change: PresenceChange) -> None:
         """A presence set changed."""
 
+    def watched(self) -> Mapping[str, int]:
+        """Return the channels whose presence sets are watched here, with the version last told."""
+        ...
+
+    def on_presence_version(self, channel: str, version: int) -> None:
+        """All changes up to `version` were announced; those that did not come are lost."""
+
 
 class PresenceStore(Protocol):
-    """Keeps who is present where. Every call may raise BrokerUnavailable."""
+    """Keeps who is present where; a session enters on one node only.
+
+    Every call may raise BrokerUnavailable. Who was refused to enter is as it was before. A leave
+    may be carried out later instead, when the broker is back.
+    """
 
     def bind(self, sink: PresenceSink) -> None:
         """Say where changes go; called once, before any other call. Not a call to the store."""

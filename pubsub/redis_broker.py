@@ -7,9 +7,9 @@ which loses: what was lost shows by offsets, checks and tops, and is read from t
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pubsub.broker import ChannelState, History, HistoryRules, Sink
 from pubsub.channel_room import ChannelRoom
@@ -18,6 +18,7 @@ from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.heard import Heard
 from pubsub.position import Position, new_epoch
+from pubsub.presence import PresenceChange
 from pubsub.redis_channels import RedisChannels, read_top
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
@@ -29,6 +30,23 @@ from pubsub.redis_watch import RedisWatch
 
 # How often delivery is probed and tops are compared.
 INTERVAL_S: Final = 5.0
+
+
+class Carried(Protocol):
+    """Whose messages travel among the events of their channels: the presence store."""
+
+    def on_presence(self, change: PresenceChange) -> None:
+        """A change came, in order with the events of its channel."""
+
+    async def versions(self) -> Mapping[str, int]:
+        """Return how far changes have been announced, of all watched channels."""
+        ...
+
+    def on_versions(self, versions: Mapping[str, int]) -> None:
+        """All that was announced before `versions` were read has come, or is lost."""
+
+    def on_return(self) -> None:
+        """A connection was lost and is there again."""
 
 
 class RedisBroker:
@@ -64,7 +82,8 @@ class RedisBroker:
     ) -> None:
         self.junk = 0
         self._sink: Sink
-        self._link = link
+        self._carried: Carried | None = None
+        self.link = link
         self.keys = keys or RedisKeys()
         self.node = node or secrets.token_hex(8)
         self._scripts = RedisScripts()
@@ -100,6 +119,8 @@ class RedisBroker:
             node=self.node,
             interval_s=interval_s,
             tell=self._on_doubt,
+            versions=self._versions,
+            tell_versions=self._on_versions,
             reopen=self._open,
             contradict=self.contradict,
             monotonic=monotonic,
@@ -109,6 +130,10 @@ class RedisBroker:
     def bind(self, sink: Sink) -> None:
         self._sink = sink
 
+    def carry(self, carried: Carried) -> None:
+        """Say where presence changes go; called at most once, before `start`."""
+        self._carried = carried
+
     # What an operator sees
 
     def problem(self) -> str | None:
@@ -116,8 +141,8 @@ class RedisBroker:
         if self._closed:
             return "the broker is closed"
         if not self.listener.restored:
-            return self._link.problem() or "not all subscriptions stand at Redis"
-        return self._link.problem() or self._watch.problem()
+            return self.link.problem() or "not all subscriptions stand at Redis"
+        return self.link.problem() or self._watch.problem()
 
     @property
     def listening(self) -> int:
@@ -147,7 +172,7 @@ class RedisBroker:
     @property
     def circuit_openings(self) -> int:
         """How often Redis was given up for a while."""
-        return self._link.circuit.openings
+        return self.link.circuit.openings
 
     # Life
 
@@ -160,7 +185,7 @@ class RedisBroker:
         self._closed = True
         await self._watch.close()
         await self.listener.close()
-        await self._link.close()
+        await self.link.close()
         await self._channels.close()
 
     # ---- the broker
@@ -176,7 +201,7 @@ class RedisBroker:
         try:
             # First the confirmation, then the top: what comes between is sent.
             try:
-                async with asyncio.timeout(self._link.call_timeout_s):
+                async with asyncio.timeout(self.link.call_timeout_s):
                     await confirmed
             except TimeoutError:
                 raise BrokerUnavailable("Redis did not confirm the subscription") from None
@@ -193,7 +218,7 @@ class RedisBroker:
         self._heard.end(channel)
         self.listener.unsubscribe(self.keys.address(channel))
         times = self._times
-        await self._link.run(
+        await self.link.run(
             self._scripts.leave,
             [self.keys.record(channel)],
             times.now(),
@@ -217,7 +242,7 @@ class RedisBroker:
         hidden: bool = False,
     ) -> History | None:
         self._check()
-        answer = await self._link.run(
+        answer = await self.link.run(
             self._scripts.history,
             [self.keys.record(channel), self.keys.stream(channel)],
             self._times.now(),
@@ -241,7 +266,7 @@ class RedisBroker:
         times = self._times
 
         def call(room: bool) -> Awaitable[Any]:
-            return self._link.run(
+            return self.link.run(
                 self._scripts.contradict,
                 [keys.record(channel), keys.stream(channel), lists[0]],
                 *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
@@ -255,7 +280,7 @@ class RedisBroker:
         self._check()
         keys, times = self.keys, self._times
         # Not repeated: it would take what was published since.
-        answer = await self._link.run(
+        answer = await self.link.run(
             self._scripts.purge,
             [keys.record(channel), keys.stream(channel)],
             *(times.now(), keys.address(channel), keys.send, times.lapse_ms),
@@ -271,7 +296,7 @@ class RedisBroker:
 
     async def settled(self) -> bool:
         """Wait until what was published by now has come; False if Redis does not send it."""
-        return await self._watch.probe(self._link.call_timeout_s)
+        return await self._watch.probe(self.link.call_timeout_s)
 
     async def compare(self) -> None:
         """Compare all tops at once, as is done every few seconds."""
@@ -293,7 +318,7 @@ class RedisBroker:
         keys, times = self.keys, self._times
 
         def call(room: bool) -> Awaitable[Any]:
-            return self._link.run(
+            return self.link.run(
                 self._scripts.open,
                 [
                     keys.record(channel),
@@ -350,6 +375,9 @@ class RedisBroker:
         elif isinstance(content, Purge):
             self._heard.take(channel, content.floor)
             self._sink.on_purge(channel, content.floor)
+        elif isinstance(content, PresenceChange):
+            if self._carried is not None:
+                self._carried.on_presence(content)
         else:
             self._heard.take(channel, content.top)
             self._sink.on_fork(channel, content.top)
@@ -359,6 +387,15 @@ class RedisBroker:
 
     def _on_return(self) -> None:
         self._watch.on_return()
+        if self._carried is not None:
+            self._carried.on_return()
+
+    async def _versions(self) -> Mapping[str, int]:
+        return {} if self._carried is None else await self._carried.versions()
+
+    def _on_versions(self, versions: Mapping[str, int]) -> None:
+        if self._carried is not None:
+            self._carried.on_versions(versions)
 
     def _on_gap(self, _address: str) -> None:
         self._watch.hurry()

@@ -8,6 +8,12 @@
     {prefix:p<n>}:active         the partition's active channels by name (sorted set)
     {prefix:p<n>}:due            the partition's active channels by when to look (sorted set)
     {prefix:p<n>}:c:<channel>    pub/sub channel of a channel's envelopes
+    {prefix:p<n>}:m:<channel>    members by session (hash)
+    {prefix:p<n>}:o:<channel>    sessions of the members in order (sorted set)
+    {prefix:p<n>}:v:<channel>    version of the presence set
+    {prefix:p<n>}:e:<generation> what one life of a node entered in the partition (set)
+    {prefix:n}:leases            lives of nodes by when their lease ends (sorted set)
+    {prefix:n}:claims            who cleans up behind a dead node (hash)
     prefix:node:<node>           pub/sub channel to one node
     prefix:nodes                 pub/sub channel to all nodes
 
@@ -36,6 +42,7 @@ class RedisKeys:
         self.prefix = prefix
         self.partitions = partitions
         self.nodes = f"{prefix}:nodes"
+        self.leases = (f"{{{prefix}:n}}:leases", f"{{{prefix}:n}}:claims")
         self._tags = [f"{{{prefix}:p{number}}}" for number in range(partitions)]
         self._lists = [(f"{tag}:known", f"{tag}:active", f"{tag}:due") for tag in self._tags]
 
@@ -63,6 +70,15 @@ class RedisKeys:
     def address(self, channel: str) -> str:
         """Return the pub/sub channel on which a channel's envelopes travel."""
         return f"{self._tag(channel)}:c:{channel}"
+
+    def presence(self, channel: str) -> tuple[str, str, str]:
+        """Return the keys of a channel's presence set: members, order, version."""
+        tag = self._tag(channel)
+        return f"{tag}:m:{channel}", f"{tag}:o:{channel}", f"{tag}:v:{channel}"
+
+    def entries(self, partition: int, generation: str) -> str:
+        """Return the key of what one life of a node entered in a partition."""
+        return f"{self._tags[partition]}:e:{generation}"
 
     def node(self, name: str) -> str:
         """Return the pub/sub channel to one node."""

@@ -24,8 +24,8 @@ class RedisScripts:
     """All scripts, read from the package; headers there list KEYS and ARGV."""
 
     def __init__(self) -> None:
-        shared = _read(_SHARED)
-        each = {name: Script(name, shared + _read(name)) for name in _NAMES}
+        shared = read_script(_SHARED)
+        each = {name: Script(name, shared + read_script(name)) for name in _NAMES}
         self.publish = each["publish"]
         self.open = each["open"]
         self.leave = each["leave"]
@@ -36,7 +36,7 @@ class RedisScripts:
         self.settle = each["settle"]
 
 
-def _read(name: str) -> str:
+def read_script(name: str) -> str:
     """Return a script without comments, which would only cost memory in Redis."""
     text = (files("pubsub") / f"{name}.lua").read_text(encoding="utf-8")
     lines = (line.strip() for line in text.splitlines())

@@ -8,7 +8,7 @@ is lost. So tops that were read before a probe was sent are compared when it has
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from pubsub.envelope import Batch, read_envelope
@@ -31,6 +31,8 @@ class RedisWatch:
     """Probes delivery and compares tops, each every few seconds; owns the tasks that do.
 
     - `tell` is told of each channel whose top is not what was heard.
+    - `versions` returns how far presence changes were announced, `tell_versions` is told of that
+      when all of them have come or are lost.
     - `reopen` makes the record of a subscribed channel that has none any more.
     - `contradict` reports a position that this node acknowledged.
 
@@ -49,6 +51,8 @@ class RedisWatch:
         node: str,
         interval_s: float,
         tell: Callable[[str, Position], None],
+        versions: Callable[[], Awaitable[Mapping[str, int]]],
+        tell_versions: Callable[[Mapping[str, int]], None],
         reopen: Callable[[str], Awaitable[Position]],
         contradict: Callable[[str, Position], Awaitable[Position]],
         monotonic: Callable[[], float],
@@ -63,6 +67,8 @@ class RedisWatch:
         self._node = node
         self._interval_s = interval_s
         self._tell = tell
+        self._versions = versions
+        self._tell_versions = tell_versions
         self._reopen = reopen
         self._contradict = contradict
         self._monotonic = monotonic
@@ -206,7 +212,7 @@ class RedisWatch:
     async def compare(self) -> None:
         """Compare the tops of all subscribed channels with what was heard, and renew the leases.
 
-        Raises BrokerUnavailable.
+        So are the versions of watched presence sets compared. Raises BrokerUnavailable.
         """
         before = self._heard.snapshot()
         if not before:
@@ -218,12 +224,14 @@ class RedisWatch:
                 tops[channel] = top[0]
             elif channel in self._heard:
                 tops[channel] = await self._reopen(channel)
+        versions = await self._versions()
         if not await self.probe(self._interval_s):
             # Nothing is known of what is on its way.
             return
         for channel, position in self._heard.doubtful(before, tops):
             self.doubts += 1
             self._tell(channel, position)
+        self._tell_versions(versions)
 
     async def _check_acknowledged(self) -> None:
         """Let Redis compare what this node acknowledged with what it holds now.

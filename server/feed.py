@@ -210,6 +210,11 @@ class Feed:
         self.presence_version = version
         return True
 
+    def lacks_presence(self, version: int) -> bool:
+        """Return whether somebody watches who was not told of the presence set's `version`."""
+        known = self.presence_version
+        return bool(self.presence.audiences) and (known is None or known < version)
+
     def sync(self, page: Members) -> bool:
         """Pass on a whole presence set; False if changes came meanwhile that it does not know."""
         if page.version < self.presence_heard:

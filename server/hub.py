@@ -216,6 +216,20 @@ class Hub:
         if feed is not None and not feed.on_presence(change):
             self.sync_presence(feed)
 
+    def watched(self) -> dict[str, int]:
+        """Return the channels whose presence sets are watched here, with the version last told."""
+        return {
+            channel: feed.presence_version
+            for channel, feed in self.feeds.items()
+            if feed.presence.audiences and feed.presence_version is not None
+        }
+
+    def on_presence_version(self, channel: str, version: int) -> None:
+        """Ask for the whole presence set of a channel if changes up to `version` were lost."""
+        feed = self.feeds.get(channel)
+        if feed is not None and feed.lacks_presence(version):
+            self.sync_presence(feed)
+
     def sync_presence(self, feed: Feed) -> None:
         """Send the whole presence set to those who watch a channel; once at a time."""
         if feed.channel not in self._syncing:

@@ -13,6 +13,12 @@ class Versions:
     def on_presence(self, change: PresenceChange) -> None:
         self.of.setdefault(change.channel, []).append(change.version)
 
+    def watched(self) -> dict[str, int]:
+        raise AssertionError("this store loses nothing, so it does not ask")
+
+    def on_presence_version(self, channel: str, version: int) -> None:
+        raise AssertionError("this store loses nothing, so it does not compare")
+
 
 @pytest.fixture
 def versions() -> Versions:

@@ -20,6 +20,7 @@ from pubsub.event import Published
 from pubsub.memory_presence import MemoryPresence
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
+from pubsub.redis_presence import RedisPresence
 from redis_server import RedisServer
 from server.auth import Auth
 from server.feed import Feed, State
@@ -57,15 +58,15 @@ class RedisNode:
     def feed(self, channel: str = CHANNEL) -> Feed:
         return self.node.hub.feeds[channel]
 
-    async def subscribe(self, channel: str = CHANNEL) -> NotedConnection:
+    async def subscribe(self, channel: str = CHANNEL, *, presence: bool = False) -> NotedConnection:
         """Return the connection of a new client that has subscribed to `channel`."""
         connection = NotedConnection()
         self.node.occupancy.enter("127.0.0.1")
         session = Session(self.node, LineWire(), as_connection(connection), "127.0.0.1")
         session.open(SERVICE)
-        session.on_messages(
-            [b'{"type":"subscribe","ref":1,"channel":"%s"}' % channel.encode()],
-        )
+        watching = b"true" if presence else b"false"
+        text = b'{"type":"subscribe","ref":1,"channel":"%s","presence":%s}'
+        session.on_messages([text % (channel.encode(), watching)])
         await until(lambda: connection.of("subscribed"))
         return connection
 
@@ -83,9 +84,9 @@ class RedisNode:
 
 @asynccontextmanager
 async def open_redis_node(
-    server: RedisServer, *rules: ChannelRule, **options: Any
+    server: RedisServer, *rules: ChannelRule, lease_s: float | None = None, **options: Any
 ) -> AsyncIterator[RedisNode]:
-    """Open a node; `options` are those of `redis_broker`."""
+    """Open a node; `options` are those of `redis_broker`. With `lease_s`, presence is in Redis."""
     loop = asyncio.get_running_loop()
     limits = LimitSettings(connections_per_address=0, errors_per_minute=0)
     defaults = Settings()
@@ -96,13 +97,14 @@ async def open_redis_node(
     )
     channel_rules = ChannelRules(rules, RULE)
     broker = redis_broker(server, rules, **options)
+    shared = None if lease_s is None else RedisPresence(broker, lease_s=lease_s)
     timetable = Timetable(loop, tick_s=0.05)
     node = assemble(
         settings,
         name="node",
         rules=channel_rules,
         broker=broker,
-        presence=MemoryPresence(),
+        presence=shared or MemoryPresence(),
         auth=Auth(settings, channel_rules),
         metrics=Metrics(version="0"),
         timetable=timetable,
@@ -111,11 +113,15 @@ async def open_redis_node(
     try:
         await broker.start()
         await ready(broker)
+        if shared is not None:
+            await shared.start()
         yield RedisNode(node, broker)
     finally:
         for session in list(node.hub.sessions.values()):
             session.on_lost()
         await node.hub.close()
+        if shared is not None:
+            await shared.close()
         await broker.close()
         timetable.close()
 

@@ -1,0 +1,21 @@
+"""Who is present in a channel, over all nodes? This file: the scripts that Redis runs for it."""
+
+from typing import Final
+
+from pubsub.redis_scripts import Script, read_script
+
+# Stands before each of the others.
+_SHARED: Final = "presence"
+
+
+class PresenceScripts:
+    """The scripts, read from the package; headers there list KEYS and ARGV."""
+
+    def __init__(self) -> None:
+        shared = read_script(_SHARED)
+        self.enter = Script("enter", shared + read_script("enter"))
+        self.depart = Script("depart", shared + read_script("depart"))
+        self.members = Script("members", shared + read_script("members"))
+        self.versions = Script("versions", shared + read_script("versions"))
+        self.lease = Script("lease", shared + read_script("lease"))
+        self.bury = Script("bury", shared + read_script("bury"))

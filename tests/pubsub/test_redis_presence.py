@@ -1,0 +1,680 @@
+"""The presence store over Redis: what it alone does, beyond what any presence store must do."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+
+from broker_rig import Clock, redis_broker
+from config.rules import ChannelRule
+from muting_proxy import MutingProxy
+from presence_rig import (
+    Heard,
+    PresenceNode,
+    member,
+    open_presence_node,
+    open_presence_nodes,
+)
+from pubsub import node_entries
+from pubsub.envelope import pack_presence, read_envelope
+from pubsub.errors import BrokerUnavailable
+from pubsub.node_lease import generation_of
+from pubsub.presence import PresenceChange
+from pubsub.redis_keys import RedisKeys
+from pubsub.redis_presence import RedisPresence
+from redis_rig import AstrayKeys, open_redis_node, until
+from redis_server import RedisServer, find_redis_server, shared_redis
+
+pytestmark = pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server")
+
+AWAY = pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
+GONE = pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone")
+MAYBE_GONE = pytest.mark.expect_log(
+    "pubsub.redis_presence", "lease of this node was gone", required=False
+)
+LEASE_S = 9.0
+
+prefixes = count()
+
+
+@pytest.fixture
+def server() -> RedisServer:
+    return shared_redis()
+
+
+@pytest.fixture
+def keys() -> RedisKeys:
+    return RedisKeys(f"presence{next(prefixes)}-{id(prefixes)}")
+
+
+@pytest.fixture
+def lasting() -> Iterator[RedisServer]:
+    """A Redis whose writes are on disk."""
+    with RedisServer(aof=True) as server:
+        yield server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def timed(clock: Clock, keys: RedisKeys) -> dict[str, Any]:
+    """Options of a node whose time only the test turns, and whose rounds it asks for."""
+    return {
+        "lease_s": LEASE_S,
+        "start": False,
+        "keys": keys,
+        "monotonic": clock.monotonic,
+        "clock_ms": lambda: round(clock.wall_s * 1000),
+    }
+
+
+async def rounds(clock: Clock, seconds: float, *alive: PresenceNode) -> None:
+    """Let time pass, in which the live nodes beat and tend as they should."""
+    while seconds > 0:
+        clock.advance(min(seconds, LEASE_S / 3))
+        seconds -= LEASE_S / 3
+        await asyncio.gather(*(node.store.lease.beat() for node in alive))
+        await asyncio.gather(*(node.store.tend() for node in alive))
+
+
+# ---- several nodes
+
+
+async def test_nodes_see_each_others_members_and_changes(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_presence_nodes(server, 2, keys=keys) as (one, two):
+        await one.watch("a")
+        await two.watch("a")
+        await one.store.enter("a", member("s1", b'{"n":1}', "mia"))
+        await two.enter("s2")
+        await one.store.enter("a", member("s1", b'{"n":2}', "mia"))
+        await one.store.leave("a", "s1")
+        await one.settle()
+        await two.settle()
+        assert one.heard.changes == two.heard.changes
+        assert one.heard.short() == [
+            ("join", "s1"),
+            ("join", "s2"),
+            ("update", "s1"),
+            ("leave", "s1"),
+        ]
+        assert one.heard.changes[-1].member == member("s1", b'{"n":2}', "mia")
+        assert await one.store.members("a", limit=9) == await two.store.members("a", limit=9)
+
+
+async def test_changes_come_in_order_with_events(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        client = server.open()
+        listening = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        listening.subscribe(keys.address("a"))
+        listening.get_message(timeout=1)
+        version = (await node.store.members("a", limit=1)).version
+        mia = member("s1", b'{"\xc3\xa9":1}', "mia")
+        await node.store.enter("a", mia)
+        message = None
+        while message is None:
+            message = listening.get_message(timeout=1)
+        expected = PresenceChange("a", "join", mia, version + 1)
+        assert message["data"] == pack_presence(expected)
+        assert read_envelope("a", message["data"]) == expected
+        listening.close()
+        client.close()
+
+
+async def test_many_members_are_read_in_pages(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_nodes(server, 2, keys=keys) as (one, two):
+        sessions = [f"s{number:05}" for number in range(2_300)]
+        await asyncio.gather(
+            *(
+                (one, two)[number % 2].store.enter("a", member(session, b"%d" % number))
+                for number, session in enumerate(sessions)
+            )
+        )
+        for limit in (1_000, 2_299, 2_300, 10_000):
+            seen: list[str] = []
+            cursor: str | None = None
+            while True:
+                page = await one.store.members("a", cursor=cursor, limit=limit)
+                assert (page.total, len(page.members)) == (2_300, min(limit, 2_300 - len(seen)))
+                assert all(each.info == b"%d" % int(each.session[1:]) for each in page.members)
+                seen += [each.session for each in page.members]
+                cursor = page.cursor
+                if cursor is None:
+                    break
+            assert seen == sessions
+        assert (await one.store.members("a", limit=0)).cursor is None
+
+
+async def test_calls_for_one_session_take_effect_in_their_order(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        await node.watch("a")
+        store = node.store
+        for turn in range(20):
+            calls = [store.enter("a", member("s", b"1")), store.leave("a", "s")]
+            if turn % 2:
+                calls.append(store.enter("a", member("s", b"2")))
+            await asyncio.gather(*calls)
+            assert await node.sessions() == ["s"] * (turn % 2)
+        await node.settle()
+        expected = {"join": "leave", "leave": "join", "update": "leave"}
+        actions = [action for action, _ in node.heard.short() if action != "update"]
+        assert all(b == expected[a] for a, b in pairwise(actions))
+
+
+async def test_a_call_that_was_cancelled_disturbs_no_other(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        tasks = [asyncio.create_task(node.enter(f"s{number}")) for number in range(10)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(each, asyncio.CancelledError) for each in answers] == [True, False] * 5
+        assert set(await node.sessions()) >= {f"s{number}" for number in range(1, 10, 2)}
+        for number in range(10):
+            await node.store.leave("a", f"s{number}")
+        assert await node.sessions() == []
+
+
+# ---- nodes that die
+
+
+async def test_rule_23_a_dead_nodes_members_leave_once(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    async with open_presence_nodes(server, 4, **timed(clock, keys)) as (dead, *others):
+        channels = [f"c{number}" for number in range(20)]
+        for node in others:
+            await node.watch(*channels)
+        for channel in channels:
+            await asyncio.gather(*(dead.enter(f"d{n}", channel=channel) for n in range(15)))
+            await others[0].enter("stays", channel=channel)
+        await rounds(clock, LEASE_S, dead, *others)
+        await dead.die()
+        junk = keys.entries(0, generation_of(dead.store.lease.life))
+        server.ask("SADD", junk, b"junk", b"\xff\0s", b"a\0b\0c")
+        await rounds(clock, LEASE_S * 2 / 3, *others)
+        assert len(await others[0].sessions("c0")) == 16
+        await rounds(clock, LEASE_S / 3, *others)
+        for node in others:
+            await node.settle()
+            for channel in channels:
+                assert await node.sessions(channel) == ["stays"]
+                left = Counter(node.heard.short(channel))
+                assert left == Counter(
+                    [("join", "stays")]
+                    + [(action, f"d{n}") for action in ("join", "leave") for n in range(15)]
+                )
+        assert server.ask("ZCARD", keys.leases[0]) == 3
+        await rounds(clock, 2 * LEASE_S, *others)
+        generation = generation_of(dead.store.lease.life)
+        assert server.ask("KEYS", f"*:e:{generation}") == []
+
+
+async def test_rule_23_a_claimer_that_dies_in_the_middle_is_replaced(
+    server: RedisServer, keys: RedisKeys, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_entries, "_BATCH", 2)
+    async with open_presence_nodes(server, 3, **timed(clock, keys)) as (dead, claimer, other):
+        await other.watch("a")
+        await dead.enter(*(f"d{number}" for number in range(9)))
+        await claimer.enter("c")
+        await rounds(clock, LEASE_S, dead, claimer, other)
+        await dead.die()
+        await rounds(clock, LEASE_S * 2 / 3, claimer, other)
+        clock.advance(LEASE_S / 3)
+        await claimer.store.lease.beat()
+        assert claimer.store.lease.claimed == dead.store.lease.life
+        left = iter([True] * (keys.partition("a") + 1))
+        generation = generation_of(dead.store.lease.life)
+        assert not await claimer.store._entries.sweep(generation, lambda: next(left, False))
+        assert len(await other.sessions()) == 8
+        await claimer.die()
+        await rounds(clock, LEASE_S * 2, other)
+        await other.settle()
+        assert await other.sessions() == []
+        leaves = [session for action, session in other.heard.short() if action == "leave"]
+        assert sorted(leaves) == ["c", *(f"d{number}" for number in range(9))]
+        assert server.ask("ZCARD", keys.leases[0]) == 1
+
+
+@GONE
+async def test_rule_23_a_node_that_wakes_enters_its_sessions_anew(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    async with open_presence_nodes(server, 2, **timed(clock, keys)) as (asleep, other):
+        await other.watch("a")
+        await asleep.enter("s1", "s2")
+        await rounds(clock, LEASE_S, asleep, other)
+        await rounds(clock, LEASE_S, other)
+        assert await other.sessions() == []
+        # Its sessions go on before its heart beats.
+        await asleep.enter("s3")
+        await asleep.store.leave("a", "s2")
+        assert await other.sessions() == ["s3"]
+        await rounds(clock, LEASE_S, asleep, other)
+        assert await other.sessions() == ["s1", "s3"]
+        await rounds(clock, 3 * LEASE_S, asleep, other)
+        assert await other.sessions() == ["s1", "s3"]
+        await other.settle()
+        followed: set[str] = set()
+        for action, session in other.heard.short():
+            (followed.discard if action == "leave" else followed.add)(session)
+        assert followed == {"s1", "s3"}
+
+
+@GONE
+async def test_rule_23_a_late_sweep_spares_what_was_entered_anew(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    async with open_presence_nodes(server, 2, **timed(clock, keys)) as (asleep, other):
+        await other.watch("a")
+        await asleep.enter("s1", "s2")
+        await rounds(clock, LEASE_S, asleep, other)
+        before = asleep.store.lease.life
+        for _ in range(3):
+            clock.advance(LEASE_S / 3)
+            await other.store.lease.beat()
+        assert other.store.lease.claimed == before
+        # It wakes before the sweep begins: nobody sees that it was away.
+        await rounds(clock, LEASE_S / 3, asleep)
+        await other.store.tend()
+        await other.settle()
+        assert other.heard.short() == [("join", "s1"), ("join", "s2")]
+        assert await other.sessions() == ["s1", "s2"]
+        assert server.ask("SCARD", keys.entries(keys.partition("a"), generation_of(before))) == 0
+
+
+@MAYBE_GONE
+async def test_rule_23_in_real_time(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_nodes(server, 4, keys=keys, lease_s=1.5) as (dead, *others):
+        for node in others:
+            await node.watch("a")
+        await dead.enter("d1", "d2")
+        await others[0].enter("o")
+        await dead.die()
+        for node in others:
+            await until(lambda heard=node.heard: len(heard.changes) >= 5)  # type: ignore[misc]
+            await node.settle()
+            counted = Counter(node.heard.short())
+            assert counted["leave", "d1"] == counted["leave", "d2"] == 1
+            assert await node.sessions() == ["o"]
+
+
+async def test_who_closes_takes_its_members_along(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_node(server, keys=keys) as other:
+        await other.watch("a")
+        async with open_presence_node(server, keys=keys) as node:
+            await asyncio.gather(*(node.enter(f"s{number}") for number in range(250)))
+            store = node.store
+        await other.settle()
+        assert len(other.heard.changes) == 500
+        assert await other.sessions() == []
+        assert server.ask("ZCARD", keys.leases[0]) == 1
+        await store.close()
+        await store.leave("a", "s1")
+        for call in (store.enter("a", member("s1")), store.members("a", limit=1)):
+            with pytest.raises(BrokerUnavailable):
+                await call
+
+
+async def test_a_store_that_never_started_closes(server: RedisServer) -> None:
+    broker = redis_broker(server)
+    store = RedisPresence(broker)
+    await store.close()
+    await broker.close()
+
+
+# ---- what was lost
+
+
+async def test_rule_24_a_lost_leave_is_found_by_comparing_versions(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    astray = AstrayKeys(keys.prefix)
+    async with (
+        open_presence_node(server, keys=keys) as node,
+        open_presence_node(server, keys=astray) as silent,
+    ):
+        await node.watch("a", "b")
+        await node.broker.compare()
+        await silent.enter("s1")
+        await silent.store.leave("a", "s1")
+        assert (node.heard.changes, node.heard.lost) == ([], [])
+        await node.broker.compare()
+        version = (await node.store.members("a", limit=1)).version
+        assert node.heard.lost == [("a", version)]
+
+
+async def test_rule_24_whoever_watches_gets_the_set_anew(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    rule = ChannelRule(match=">", presence=True)
+    async with (
+        open_redis_node(server, rule, keys=keys, lease_s=3_600.0) as node,
+        open_presence_node(server, keys=AstrayKeys(keys.prefix)) as silent,
+    ):
+        await silent.enter("s1", "s2", channel="c")
+        client = await node.subscribe("c", presence=True)
+        assert [each["session"] for each in client.of("subscribed")[0]["members"]] == ["s1", "s2"]
+        await silent.store.leave("c", "s1")
+        await node.broker.compare()
+        await until(lambda: client.of("presence"))
+        (told,) = client.of("presence")
+        assert told["action"] == "sync"
+        assert [each["session"] for each in told["members"]] == ["s2"]
+        await node.broker.compare()
+        await node.node.presence.enter("c", member("s3"))
+        await until(lambda: len(client.of("presence")) > 1)
+        assert [each["action"] for each in client.of("presence")] == ["sync", "join"]
+
+
+async def test_a_version_that_went_back_goes_on_above_what_was_told(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    """A master died with changes that it had announced."""
+    async with open_presence_node(server, keys=keys) as node:
+        await node.watch("a")
+        await node.enter("s1", "s2", "s3")
+        await node.settle()
+        told = node.heard.told["a"]
+        key = keys.presence("a")[2]
+        server.ask("SET", key, told - 2)
+        await node.broker.compare()
+        ((_, version),) = node.heard.lost
+        assert version > told
+        assert server.ask("TTL", key) == -1
+        server.ask("DEL", key)
+        await node.broker.compare()
+        assert node.heard.lost[-1][1] > told
+
+
+async def test_the_version_of_an_empty_set_lives_on_for_a_while(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        key = keys.presence("a")[2]
+        before = (await node.store.members("a", limit=1)).version
+        assert 0 < server.ask("PTTL", key) <= 600_000
+        await node.enter("s1")
+        assert server.ask("PTTL", key) == -1
+        await node.store.leave("a", "s1")
+        assert 0 < server.ask("PTTL", key) <= 600_000
+        await node.watch("a")
+        server.ask("PEXPIRE", key, 30_000)
+        await node.broker.compare()
+        assert server.ask("PTTL", key) > 30_000
+        server.ask("DEL", key)
+        await node.enter("s1")
+        assert (await node.store.members("a", limit=1)).version > before + 2
+
+
+async def tamper(server: RedisServer, node: PresenceNode) -> None:
+    """Do as a fail-over does: forget the entry of s1, bring back the one of s9."""
+    keys = node.broker.keys
+    members, order, _ = keys.presence("a")
+    entries = keys.entries(keys.partition("a"), await node.store.lease.hold())
+    stored = server.ask("HGET", members, "s1")
+    server.ask("HDEL", members, "s1")
+    server.ask("ZREM", order, "s1")
+    server.ask("SREM", entries, b"a\0s1")
+    server.ask("HSET", members, "s9", stored.replace(b"s1", b"s9"))
+    server.ask("ZADD", order, 0, "s9")
+    server.ask("SADD", entries, b"a\0s9")
+    assert await node.sessions() == ["s2", "s9"]
+
+
+async def test_a_connection_that_was_cut_makes_redis_hold_what_the_node_does(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        await node.enter("s1", "s2")
+        await until(lambda: not node.store._entries._doubtful)
+        # The rounds that come anyway look elsewhere.
+        node.store._next = (keys.partition("a") + 5) % keys.partitions
+        await tamper(server, node)
+        node.broker.listener.break_off()
+        sessions: list[str] = []
+        while sessions != ["s1", "s2"]:
+            sessions = await node.sessions()
+
+
+async def test_what_nobody_noticed_is_found_in_some_rounds(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    async with open_presence_node(server, **timed(clock, keys)) as node:
+        await node.enter("s1", "s2")
+        await rounds(clock, LEASE_S, node)
+        await tamper(server, node)
+        await rounds(clock, keys.partitions * LEASE_S / 3, node)
+        assert await node.sessions() == ["s1", "s2"]
+
+
+@GONE
+async def test_a_node_whose_lease_was_forgotten_leaves_no_ghosts(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    async with open_presence_node(server, **timed(clock, keys)) as node:
+        await node.enter("s1", "s2")
+        await rounds(clock, LEASE_S, node)
+        await tamper(server, node)
+        generation = generation_of(node.store.lease.life)
+        server.ask("DEL", *keys.leases)
+        await rounds(clock, LEASE_S / 3, node)
+        assert await node.sessions() == ["s1", "s2"]
+        assert server.ask("KEYS", f"*:e:{generation}") == []
+
+
+# ---- Redis goes and comes
+
+
+@AWAY
+@GONE
+async def test_a_redis_that_began_empty_gets_the_members_back(lasting: RedisServer) -> None:
+    keys = RedisKeys("k")
+    async with open_presence_nodes(lasting, 2, keys=keys, interval_s=0.1) as (one, two):
+        await one.watch("a")
+        await one.enter("s1")
+        await two.enter("s2", "s3")
+        before = (await one.store.members("a", limit=1)).version
+        await asyncio.to_thread(lasting.restart, empty=True)
+        await until(lambda: one.broker.problem() is None and two.broker.problem() is None)
+        sessions: list[str] = []
+        while sessions != ["s1", "s2", "s3"]:
+            sessions = await one.sessions()
+        assert (await one.store.members("a", limit=1)).version > before
+        assert all(change.version > before for change in one.heard.changes[3:])
+        assert (one.store.lease.lives, two.store.lease.lives) == (2, 2)
+
+
+@AWAY
+async def test_what_redis_missed_while_it_was_away_is_told_when_it_is_back(
+    lasting: RedisServer,
+) -> None:
+    keys = RedisKeys("k")
+    async with open_presence_node(lasting, keys=keys, call_timeout_s=0.5) as node:
+        await node.store.enter("a", member("s1", b"1"))
+        await node.enter("s2")
+        await asyncio.to_thread(lasting.kill)
+        await node.store.leave("a", "s2")
+        with pytest.raises(BrokerUnavailable):
+            await node.enter("s3")
+        with pytest.raises(BrokerUnavailable):
+            await node.store.enter("a", member("s1", b"2"))
+        with pytest.raises(BrokerUnavailable):
+            await node.store.members("a", limit=1)
+        await asyncio.to_thread(lasting.start)
+        await until(lambda: node.broker.problem() is None)
+        sessions: list[str] = []
+        while sessions != ["s1"]:
+            sessions = await node.sessions()
+        assert (await node.store.members("a", limit=9)).members == (member("s1", b"1"),)
+
+
+@AWAY
+async def test_who_closes_while_redis_is_away_leaves_it_to_the_others(
+    lasting: RedisServer,
+) -> None:
+    keys = RedisKeys("k")
+    async with open_presence_node(lasting, keys=keys, call_timeout_s=0.5, lease_s=2.0) as node:
+        await node.enter("s1")
+        await asyncio.to_thread(lasting.kill)
+    await asyncio.to_thread(lasting.start)
+    async with open_presence_node(lasting, keys=keys, lease_s=1.0) as other:
+        assert await other.sessions() == ["s1"]
+        sessions = ["s1"]
+        while sessions:
+            sessions = await other.sessions()
+
+
+async def test_a_call_whose_answer_was_lost_is_announced_once(keys: RedisKeys) -> None:
+    with RedisServer(tcp=True) as server:
+        async with (
+            MutingProxy(server.port) as proxy,
+            open_presence_node(server, keys=keys, url=proxy.url) as node,
+        ):
+            await node.watch("a")
+            proxy.lose = b"lost-id"
+            await node.enter("lost-id")
+            assert proxy.lost == 1
+            proxy.lose = b"lost-id"
+            await node.store.leave("a", "lost-id")
+            assert proxy.lost == 2
+            await node.settle()
+            assert node.heard.short() == [("join", "lost-id"), ("leave", "lost-id")]
+
+
+@AWAY
+async def test_who_was_refused_is_as_before_whatever_redis_did(lasting: RedisServer) -> None:
+    """A frozen Redis carries out what it was sent when it wakes."""
+    keys = RedisKeys("k")
+    patience: dict[str, Any] = {"call_timeout_s": 0.6, "timeout_s": 0.2}
+    async with open_presence_node(lasting, keys=keys, **patience) as node:
+        await node.store.enter("a", member("s1", b"1"))
+        lasting.stop()
+        with pytest.raises(BrokerUnavailable):
+            await node.store.enter("a", member("s1", b"2"))
+        with pytest.raises(BrokerUnavailable):
+            await node.enter("s2", channel="b")
+        lasting.go_on()
+        await until(lambda: node.broker.problem() is None and not node.store._entries._doubtful)
+        assert (await node.store.members("a", limit=9)).members == (member("s1", b"1"),)
+        assert await node.sessions("b") == []
+
+
+@AWAY
+async def test_closing_does_not_wait_for_a_frozen_redis(lasting: RedisServer) -> None:
+    patience: dict[str, Any] = {"call_timeout_s": 0.3, "timeout_s": 5.0}
+    async with open_presence_node(lasting, keys=RedisKeys("k"), **patience) as node:
+        await node.enter("s1")
+        lasting.stop()
+        entering = asyncio.create_task(node.enter("s2"))
+        await asyncio.sleep(0)
+        await node.store.close()
+        with pytest.raises(BrokerUnavailable):
+            await entering
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+async def test_what_is_under_way_fails_when_the_store_closes(
+    server: RedisServer, keys: RedisKeys, turns: int
+) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        entering = asyncio.create_task(node.enter("s1", "s2", "s3", "s4"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await node.store._entries.close()
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await entering
+        await node.store._entries.close()
+
+
+@pytest.mark.expect_log("pubsub.node_entries", "could not be told")
+async def test_what_cannot_be_told_is_refused(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        with pytest.raises(BrokerUnavailable):
+            await node.enter("\ud800")
+        await node.enter("s1")
+        assert await node.sessions() == ["s1"]
+
+
+# ---- junk
+
+
+JUNK = [
+    b"",
+    b"\xc1",
+    pack_presence(PresenceChange("a", "join", member("s"), 1))[:-1],
+    pack_presence(PresenceChange("a", "join", member("s"), 1)) + b"\0",
+    pack_presence(PresenceChange("a", "jump", member("s"), 1)),  # type: ignore[arg-type]
+    pack_presence(PresenceChange("a", "join", member("s"), 0)),
+    pack_presence(PresenceChange("a", "join", member("s"), 2**53 + 1)),
+    pack_presence(PresenceChange("a", "join", member(""), 1)),
+    pack_presence(PresenceChange("a", "join", member("s\n"), 1)),
+    pack_presence(PresenceChange("a", "join", member("s" * 257), 1)),
+    pack_presence(PresenceChange("a", "join", member("s", b""), 1)),
+    pack_presence(PresenceChange("a", "join", member("s", b"1\n2"), 1)),
+    pack_presence(PresenceChange("a", "join", member("s", b"\xff"), 1)),
+    pack_presence(PresenceChange("a", "join", member("s", b"1" * (1024 * 1024 + 1)), 1)),
+    pack_presence(PresenceChange("a", "join", member("s", user="u" * 1_025), 1)),
+]
+
+
+async def test_junk_is_counted_and_dropped(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        await node.watch("a")
+        for junk in JUNK:
+            server.ask("PUBLISH", keys.address("a"), junk)
+        await node.enter("s1")
+        await node.settle()
+        assert node.heard.short() == [("join", "s1")]
+        assert node.broker.junk == len(JUNK)
+
+
+async def test_junk_among_the_members_is_passed_over(server: RedisServer, keys: RedisKeys) -> None:
+    async with open_presence_node(server, keys=keys) as node:
+        await node.enter("s1", "s3")
+        members, order, _ = keys.presence("a")
+        for session, junk in (("s2", b"junk"), ("s4", b"")):
+            server.ask("HSET", members, session, junk)
+            server.ask("ZADD", order, 0, session)
+        server.ask("ZADD", order, 0, "s5")
+        page = await node.store.members("a", limit=9)
+        assert [each.session for each in page.members] == ["s1", "s3"]
+        assert node.store.junk == 3
+
+
+async def test_a_broker_alone_drops_presence(server: RedisServer, keys: RedisKeys) -> None:
+    async with (
+        open_redis_node(server, keys=keys) as node,
+        open_presence_node(server, keys=keys) as other,
+    ):
+        client = await node.subscribe("c")
+        await other.enter("s", channel="c")
+        assert await node.broker.settled()
+        await node.broker.compare()
+        assert (client.of("presence"), node.broker.junk) == ([], 0)
+
+
+def test_all_of_a_presence_set_is_in_one_slot() -> None:
+    keys = RedisKeys("x")
+    tag = f"{{x:p{keys.partition('a')}}}:"
+    every = [*keys.presence("a"), keys.entries(keys.partition("a"), "0" * 16)]
+    assert len(set(every)) == 4
+    assert all(key.startswith(tag) for key in every)
+    assert {key.partition("}")[0] for key in keys.leases} == {"{x:n"}
+
+
+def test_a_sink_hears_by_channel() -> None:
+    heard = Heard()
+    heard.on_presence(PresenceChange("b", "join", member("s"), 1))
+    assert (heard.short("b"), heard.short()) == ([("join", "s")], [])
