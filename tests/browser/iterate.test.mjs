@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 
 import { heard, numbers, until } from "./conditions.mjs";
-import { client, serve, settled, test } from "./rig.mjs";
+import { client, ownServer, serve, settled, test } from "./rig.mjs";
 import { channelName } from "./server.mjs";
 import { watched } from "./wire.mjs";
 
@@ -111,6 +111,28 @@ test("an event of one's own that is left out does not pass over what waits", asy
   await settled(connection);
   assert.equal(subscription.position, begun);
   assert.deepEqual(await take(subscription, 2), ["waits", "missed"]);
+});
+
+test("a reset stands in its place among the events", async (t) => {
+  const own = await ownServer(t);
+  const channel = channelName();
+  const connection = client(t, own);
+  const subscription = connection.subscribe(channel);
+  await subscription.ready;
+  await own.publishAll(channel, [1, 2]);
+  await settled(connection);
+  await own.kill();
+  await own.restart();
+  connection.resume();
+  assert.equal((await heard(subscription, "subscribed")).recovered, false);
+  await own.publishAll(channel, [3, 4]);
+  const seen = [];
+  subscription.addEventListener("reset", () => seen.push("reset"));
+  for await (const { data } of subscription) {
+    seen.push(data);
+    if (data === 4) break;
+  }
+  assert.deepEqual(seen, [1, 2, "reset", 3, 4]);
 });
 
 test("a loop goes on over a reconnect", async (t) => {

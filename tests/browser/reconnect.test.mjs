@@ -79,6 +79,33 @@ test("resume comes back at once", async (t) => {
   assert.equal(retryInMs, undefined, "it has failed once more");
 });
 
+test("a page that comes online comes back at once", async (t) => {
+  const page = new EventTarget();
+  for (const verb of ["addEventListener", "removeEventListener"]) {
+    globalThis[verb] = t.mock.fn(page[verb].bind(page));
+  }
+  t.after(() => {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  });
+  const proxy = await ownProxy(t, server);
+  const connection = client(t, proxy);
+  await state(connection, "connected");
+  proxy.refuses = true;
+  proxy.cut();
+  // A few failures in a row, so that the pause would be long.
+  await until(() => proxy.arrivals.length >= 4 && connection.state === "waiting");
+  proxy.refuses = false;
+  const seen = states(connection);
+  page.dispatchEvent(new Event("online"));
+  await becomes(connection, "connected");
+  assert.ok(!seen.includes("waiting"), `${seen}`);
+  connection.close();
+  const listened = globalThis.addEventListener.mock.calls.map((call) => call.arguments);
+  const forgotten = globalThis.removeEventListener.mock.calls.map((call) => call.arguments);
+  assert.deepEqual(forgotten, listened);
+});
+
 test("the pause before coming back is told", async (t) => {
   const proxy = await ownProxy(t, server);
   const connection = client(t, proxy);
@@ -343,4 +370,17 @@ test("questions that were asked before the line broke are answered after", async
   proxy.cut();
   const [{ events }, { members }] = await questions;
   assert.deepEqual([events.length, members.length], [1, 0]);
+});
+
+test("questions that were asked in the moment of a pause are answered after", async (t) => {
+  const channel = channelName();
+  await server.publish(channel, 1);
+  const connection = client(t, server);
+  await state(connection, "connected");
+  const questions = [connection.history(channel), connection.members(channel)];
+  connection.pause();
+  questions.push(connection.history(channel));
+  connection.resume();
+  const [{ events }, { members }, later] = await Promise.all(questions);
+  assert.deepEqual([events.length, members.length, later.events.length], [1, 0, 1]);
 });
