@@ -24,7 +24,10 @@ const draw = (tag, attributes = {}, ...children) => {
   return made;
 };
 
-const number = (value) => (Number.isFinite(value) && value >= 0 ? value : 0);
+// What no machine has would make the paths unreadable.
+const BEYOND = 1e15;
+
+const number = (value) => (Number.isFinite(value) && value >= 0 ? Math.min(value, BEYOND) : 0);
 
 /** What others publish is checked: whatever is no number counts as 0. */
 function read(data) {

@@ -35,8 +35,8 @@ export class Arrivals {
       if (state === "connected") this.#until = clock.now();
     });
     subscription.addEventListener("subscribed", ({ recovered }) => {
-      const resumed = recovered !== undefined;
-      this.#kind = resumed ? "late" : "past";
+      // What comes behind a reset is kept history, not all that was missed.
+      this.#kind = recovered ? "late" : "past";
       this.late = 0;
       this.recovered = recovered;
     });

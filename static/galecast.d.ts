@@ -249,6 +249,11 @@ declare const Subscription_base: new () => Typed<SubscriptionEvents>;
 export declare class Subscription extends /** @type {new () => Typed<SubscriptionEvents>} */ /** @type {new () => Typed<SubscriptionEvents>} */ Subscription_base {
     #private;
     channel: string;
+    /**
+     * Behind the last event that was dealt with; null before there is one to resume from.
+     * @type {string | null}
+     */
+    position: string | null;
     /** Settled by the first `subscribed`, or by the refusal. @type {Promise<Subscription>} */
     ready: Promise<Subscription>;
     /** Who is present, by session; kept in step with `presence: true`. @type {Map<string, Member>} */
@@ -257,11 +262,6 @@ export declare class Subscription extends /** @type {new () => Typed<Subscriptio
     more: boolean;
     /** @type {"pending" | "live" | "ended"} */
     state: "pending" | "live" | "ended";
-    /**
-     * Behind the last event that was dealt with; null before the first `subscribed`.
-     * @type {string | null}
-     */
-    position: string | null;
     /** End it; what comes late is dropped. */
     unsubscribe(): void;
     /**

@@ -137,6 +137,8 @@ const MOST_MS = 30_000;
 const UPGRADE_MS = 60_000;
 
 const noop = () => {};
+/** @param {unknown} value */
+const callable = (value) => typeof value === "function";
 const random = () => Math.random();
 /** In ms; unlike Date it is never set back. */
 const clock = () => performance.now();
@@ -228,17 +230,12 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   more = false;
   /** @type {"pending" | "live" | "ended"} */
   state = "pending";
-  /**
-   * Behind the last event that was dealt with; null before the first `subscribed`.
-   * @type {string | null}
-   */
-  position = null;
 
   /** @internal @type {string | undefined} */ _at;
   /** @internal */ _held = false;
   /** @internal @type {any} */ _info;
   /** @internal @type {Set<string> | null} */ _left = null;
-  /** @internal @type {Settle} */ _first = { resolve: noop, reject: noop };
+  /** @internal @type {any} */ _first;
   /** @internal @type {SubscribeOptions} */ _options;
   /** @type {(EventMessage | { reset: string })[]} */ #buffer = [];
   /** @type {(() => void)[]} */ #waiting = [];
@@ -261,6 +258,11 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
     this.#handler = handler;
     this._options = options;
     this._at = options.since;
+    /**
+     * Behind the last event that was dealt with; null before there is one to resume from.
+     * @type {string | null}
+     */
+    this.position = this._at ?? null;
     /** Settled by the first `subscribed`, or by the refusal. @type {Promise<Subscription>} */
     this.ready = new Promise((resolve, reject) => { this._first = { resolve, reject }; });
     this.ready.catch(noop);
@@ -475,8 +477,8 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
   constructor(url, options) {
     super();
     const { encoding = "json", transports = ["websocket", "sse"], queue = 1000, retryFor = 240_000 } = options;
-    this.#base = new URL(url, globalThis.location?.href).href.replace(/^ws/, "http").replace(/\/?([?#].*)?$/, "");
-    if (!/^https?:/.test(this.#base)) throw new TypeError(`not an http or ws URL: ${url}`);
+    this.#base = new URL(url).href.replace(/^ws/, "http").replace(/\/?([?#].*)?$/, "");
+    if (!/^https?:/.test(this.#base)) throw new TypeError(`not http or ws: ${url}`);
     this.#queue = queue;
     this.#retryFor = Math.min(retryFor, 2 ** 31 - 1);
     this.#getToken = options.getToken;
@@ -487,7 +489,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     if (!this.#WebSocket && !this.#sse) throw new TypeError("no transport");
     if (encoding === "json") {
       this.#codec = { encode: JSON.stringify, decode: JSON.parse };
-    } else if (typeof encoding?.encode === "function" && typeof encoding.decode === "function") {
+    } else if (callable(encoding?.encode) && callable(encoding?.decode)) {
       this.#codec = {
         encode: (value) => encoding.encode(value),
         decode: (data) => encoding.decode(new Uint8Array(data)),
@@ -511,7 +513,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
    */
   subscribe(channel, handler, options = {}) {
     this.#assertOpen();
-    if (typeof (handler ?? noop) !== "function") throw new TypeError("no handler function");
+    if (!callable(handler ?? noop)) throw new TypeError("no handler function");
     if (this.#subscriptions.has(channel)) {
       throw new GalecastError("conflict", `subscribed to ${channel}`);
     }
@@ -642,13 +644,16 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
 
   /** Have a token that is valid for a while, if there is to be one. @param {TokenReason} reason */
   async #renew(reason) {
-    if (!this.#getToken || (this.#token && Date.now() < this.#tokenUntil)) return;
+    if (!this.#getToken || (this.#token && reason !== "expiring" && Date.now() < this.#tokenUntil)) return;
     const turn = this.#turn;
+    // First, since it may throw at once.
+    const asked = this.#getToken({ reason });
     /** @type {any} */
     let timer;
     const late = new Promise((_, reject) => { timer = setTimeout(reject, MOST_MS, new Error("no token in time")); });
-    const token = await Promise.race([this.#getToken({ reason }), late]).finally(() => clearTimeout(timer));
+    const token = await Promise.race([asked, late]).finally(() => clearTimeout(timer));
     if (turn !== this.#turn) return;
+    if (token && typeof token !== "string") throw new TypeError("no string");
     this.#token = token;
     this.#tokenUntil = Infinity;
     this.#fresh = true;
@@ -883,7 +888,6 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     await pause(inS * 100);
     while (link === this.#link) {
       try {
-        this.#tokenUntil = 0;
         await this.#renew("expiring");
         if (link !== this.#link) return;
         link.renewing = false;
@@ -1149,10 +1153,9 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
   async #read(link, signal, wanted, place) {
     link.heard[place] = Date.now();
     const query = new URLSearchParams(wanted.map(({ channel }) => ["channel", channel]));
-    const since = wanted.map((each) => each._at ?? "").join();
-    const rewind = wanted.map((each) => each._options.rewind ?? "").join();
-    if (/\w/.test(since)) query.set("since", since);
-    if (/\w/.test(rewind)) query.set("rewind", rewind);
+    // Each in the order of the channels, empty where there is none.
+    query.set("since", wanted.map((each) => each._at).join());
+    query.set("rewind", wanted.map((each) => each._options.rewind).join());
     for (const each of wanted) if (each._options.presence) query.append("presence", each.channel);
     const response = await this.#request(`/v1/sse?${query}`, { signal });
     const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();

@@ -207,11 +207,12 @@ function tellOutcome() {
   const broken = all.filter(({ seen }) => seen.recovered === false).map(({ name }) => name);
   const late = resumed.reduce((sum, { seen }) => sum + seen.late, 0);
   const said = [];
+  const none = broken.length ? `None is missing in ${resumed.map(({ name }) => name).join(" and ")}.` : "None is missing.";
   if (late) {
     const what = resumed.map(({ what }) => what).join(" and ");
-    said.push(`${what} missed while cut off came back, in order. None is missing.`);
+    said.push(`${what} missed while cut off came back, in order. ${none}`);
   } else if (resumed.length) {
-    said.push("Nothing was published while cut off. None is missing.");
+    said.push(`Nothing was published while cut off. ${none}`);
   }
   if (broken.length) {
     said.push(

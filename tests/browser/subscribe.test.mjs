@@ -64,6 +64,15 @@ test("events arrive in order and whole", async (t) => {
   assert.equal(subscription.position, events.at(-1).position);
 });
 
+test("before anything came the position is that which it resumes from", async (t) => {
+  // It was none: who gave up a subscription then and began again from it lost what lay between.
+  const channel = channelName();
+  const [{ position: since }] = await server.publishAll(channel, [1]);
+  const connection = client(t, server);
+  const subscription = connection.subscribe(channel, () => {}, { since });
+  assert.equal(subscription.position, since);
+});
+
 test("the position is kept once the handler has dealt with the event", async (t) => {
   const channel = channelName();
   const connection = client(t, server);

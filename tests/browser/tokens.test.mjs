@@ -10,6 +10,8 @@ import { watched } from "./wire.mjs";
 // A token of two seconds is warned of after one.
 const server = await serve({ "token.leeway_s": 0, "session.expiring_s": 1 });
 const brief = { ttl_s: 2 };
+// Here a token of a minute is warned of at once.
+const long = await serve({ "session.expiring_s": 59.5 });
 
 /** A `getToken` that notes why it was asked; each answer is made by the next of `makers`. */
 function giver(...makers) {
@@ -200,4 +202,37 @@ test("no token reaches an address", async (t) => {
   }
   assert.ok(wire.sockets.length >= 2);
   assert.ok(wire.sockets.every(({ url }) => url.endsWith("/v1/ws")));
+});
+
+for (const [how, getToken] of Object.entries({
+  "throws at once": () => { throw new Error("no token today"); },
+  "rejects": async () => { throw new Error("no token today"); },
+  "gives no string": async () => ({ token: "x", expires_s: 60 }),
+})) {
+  test(`a getToken that ${how} is asked again, and the reason is told`, async (t) => {
+    // One that threw at once left a rejection behind that nobody handled, which ends a program.
+    const connection = client(t, server, { getToken });
+    const { reason } = await becomes(connection, "waiting");
+    assert.match(reason, how === "gives no string" ? /no string/ : /no token today/);
+  });
+}
+
+test("a token that still counts is used while no newer one can be had", async (t) => {
+  // It was thrown away with the first attempt to replace it, and the client stayed away.
+  const reasons = [];
+  const token = await server.token({ ttl_s: 60, sub: "eve" });
+  const connection = client(t, long, {
+    getToken({ reason }) {
+      reasons.push(reason);
+      if (reasons.length > 1) throw new Error("the backend is away");
+      return token;
+    },
+  });
+  await state(connection, "connected");
+  await until(() => reasons.length > 1, "it was warned");
+  connection.pause();
+  connection.resume();
+  await state(connection, "connected");
+  assert.equal(connection.user, "eve");
+  assert.ok(!reasons.includes("expired"));
 });
