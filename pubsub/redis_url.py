@@ -11,6 +11,7 @@ Options: `db`; with TLS (`rediss`, or `tls=true` for Sentinel and Cluster) `ca_f
 `sentinel_password`. User, password, path and service are percent-decoded.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -36,6 +37,11 @@ _KINDS: Final[Mapping[str, Kind]] = {
     "redis+cluster": "cluster",
 }
 SCHEMES: Final = tuple(_KINDS)
+
+# Scheme, authority, path and query (RFC 3986, appendix B).
+_parts: Final = re.compile(
+    r"([A-Za-z][\w+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#.*)?"
+).fullmatch
 
 _TLS_OPTIONS: Final = ("ca_file", "cert_file", "key_file", "verify")
 
@@ -101,23 +107,22 @@ def parse_redis_url(text: str) -> RedisTarget:
     Raises RedisUrlRejected, whose text says what is wrong and never repeats the address, since
     that may hold a password.
     """
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise RedisUrlRejected("it is not a URL") from None
-    kind = _KINDS.get(parts.scheme)
+    # Not by urlsplit: what it takes for a bracketed address differs between versions of Python.
+    parts = _parts(text)
+    scheme, netloc, way, query = parts.groups(default="") if parts else ("", "", "", "")
+    kind = _KINDS.get(scheme.lower())
     if kind is None:
         raise RedisUrlRejected(f"the scheme is none of {', '.join(SCHEMES)}")
-    if parts.fragment or "#" in text:
+    if "#" in text:
         raise RedisUrlRejected("it has a '#'; in a password, write %23")
-    user, password, place = _owner(parts.netloc)
-    options = _Options(parts.query)
-    tls = _tls(options, parts.scheme == "rediss", kind)
+    user, password, place = _owner(netloc)
+    options = _Options(query)
+    tls = _tls(options, scheme.lower() == "rediss", kind)
     endpoints: tuple[Endpoint, ...] = ()
     path = service = ""
     db = options.take("db", _db)
     if kind == "unix":
-        path = unquote(parts.path)
+        path = unquote(way)
         if place or not path.startswith("/") or path.endswith("/"):
             raise RedisUrlRejected(
                 "a unix address has the path of a socket: unix:///run/redis.sock"
@@ -126,7 +131,7 @@ def parse_redis_url(text: str) -> RedisTarget:
         endpoints = _endpoints(place, _SENTINEL_PORT if kind == "sentinel" else _PORT)
         if kind == "tcp" and len(endpoints) > 1:
             raise RedisUrlRejected("several hosts stand only with redis+sentinel or redis+cluster")
-        service, db = _path(parts.path, kind, db)
+        service, db = _path(way, kind, db)
     target = RedisTarget(
         kind,
         endpoints,
