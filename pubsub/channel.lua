@@ -28,20 +28,6 @@ local LEAST_KEPT_MS = 60000
 -- Keys go a little after what they hold has lapsed.
 local SLACK_MS = 1000
 
--- The time in ms: Redis's, unless a test gives one.
-local function clock(given)
-  if given ~= '' then
-    return tonumber(given)
-  end
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- A number as text; tostring() rounds from 10^14 on.
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
 -- The record, or nil if there is none, or none any more.
 local function load(key, now)
   local values = redis.call('HMGET', key, unpack(FIELDS))

@@ -4,20 +4,6 @@
 -- packed as envelope.py says. A version that is gone starts again from the time in microseconds:
 -- above whatever was seen, since no set changes a million times a second.
 
--- The time in ms: Redis's, unless a test gives one.
-local function clock(given)
-  if given ~= '' then
-    return tonumber(given)
-  end
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- A number as text; tostring() rounds from 10^14 on.
-local function whole(number)
-  return string.format('%.0f', number)
-end
-
 -- A version to start from, above `least`.
 local function version_now(now, least)
   return math.max(now * 1000, least + 1)

@@ -4,15 +4,15 @@ from typing import Final
 
 from pubsub.redis_scripts import Script, read_script
 
-# Stands before each of the others.
-_SHARED: Final = "presence"
+# Stand before each of the others.
+_SHARED: Final = ("numbers", "presence")
 
 
 class PresenceScripts:
     """The scripts, read from the package; headers there list KEYS and ARGV."""
 
     def __init__(self) -> None:
-        shared = read_script(_SHARED)
+        shared = "".join(map(read_script, _SHARED))
         self.enter = Script("enter", shared + read_script("enter"))
         self.depart = Script("depart", shared + read_script("depart"))
         self.members = Script("members", shared + read_script("members"))

@@ -4,8 +4,8 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final
 
-# Stands before each of the others.
-_SHARED: Final = "channel"
+# Stand before each of the others.
+_SHARED: Final = ("numbers", "channel")
 _NAMES: Final = ("publish", "open", "leave", "history", "contradict", "purge", "tops", "settle")
 
 
@@ -24,7 +24,7 @@ class RedisScripts:
     """All scripts, read from the package; headers there list KEYS and ARGV."""
 
     def __init__(self) -> None:
-        shared = read_script(_SHARED)
+        shared = "".join(map(read_script, _SHARED))
         each = {name: Script(name, shared + read_script(name)) for name in _NAMES}
         self.publish = each["publish"]
         self.open = each["open"]
