@@ -82,7 +82,7 @@ test("one's own entry may be set before there is a connection", async (t) => {
   const connection = client(t, server);
   const own = connection.subscribe(channel);
   await own.setPresence("early");
-  assert.equal(await until(() => subscription.members.get(connection.session)?.info), "early");
+  await until(() => subscription.members.get(connection.session)?.info === "early");
 });
 
 test("what changed while away is seen after the return", async (t) => {
