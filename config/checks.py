@@ -19,6 +19,15 @@ Scope = Literal[
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 WIDE_SCOPES: Final[tuple[Scope, ...]] = ("sessions", "tokens", "metrics")
 
+MEMORY: Final = "memory://"
+REDIS_SCHEMES: Final = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+sentinel://",
+    "redis+cluster://",
+)
+
 MIN_SECRET_BYTES: Final = 32
 ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 
@@ -28,6 +37,7 @@ _split_origin = re.compile(
 ).fullmatch
 _is_key_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_key_hash = re.compile(r"sha256:[0-9a-f]{64}").fullmatch
+_is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
 _is_node = re.compile(r"[A-Za-z0-9_~@:=.-]{0,64}").fullmatch
 
 
@@ -81,6 +91,13 @@ def check_workers(value: int) -> int:
     return value
 
 
+def check_prefix(value: str) -> str:
+    """Return the prefix of all names at the broker."""
+    if _is_prefix(value) is None:
+        raise ValueError("not a prefix")
+    return value
+
+
 def check_node(value: str) -> str:
     """Return a node's name, or nothing."""
     if _is_node(value) is None:
@@ -89,10 +106,22 @@ def check_node(value: str) -> str:
 
 
 def check_broker_url(value: str) -> str:
-    """Return the broker's address."""
-    if value != "memory://":
-        raise ValueError("this broker is not available in this version")
+    """Return the broker's address, whose scheme is known; who connects reads the rest."""
+    if value != MEMORY and not value.startswith(REDIS_SCHEMES):
+        raise ValueError("unknown scheme")
     return value
+
+
+def mask_url(text: str) -> str:
+    """Return an address without the secrets that it may hold: passwords, and all of its options."""
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return "***"
+    rest, question, _options = rest.partition("?")
+    owner, at, place = rest.rpartition("@")
+    user = owner.partition(":")[0]
+    shown = f"{user}:***@{place}" if at else "***" if rest.startswith(":") else rest
+    return f"{scheme}://{shown}{'?***' if question else ''}"
 
 
 def check_archive_url(value: str) -> str:

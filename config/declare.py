@@ -16,8 +16,9 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     """One setting: where it stands, what it may be, and what it means.
 
     `path` is the key in the TOML file (`token.secret`). `check` takes a value of the right type
-    and returns the value to keep; it raises ValueError whose text says what is wrong. `allowed`
-    says in words what may be set.
+    and returns the value to keep; it raises ValueError whose text says what is wrong. `mask` takes
+    a text, valid or not, and returns what may be shown of it. `allowed` says in words what may be
+    set.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None
     high: float | None
     secret: bool
+    mask: Callable[[str], str] | None
     check: Callable[[Any], Any] | None
     allowed: str
 
@@ -51,6 +53,7 @@ def says(
     low: float | None = None,
     high: float | None = None,
     secret: bool = False,
+    mask: Callable[[str], str] | None = None,
     check: Callable[[Any], Any] | None = None,
     allowed: str = "",
 ) -> msgspec.Meta:
@@ -64,6 +67,7 @@ def says(
         "low": low,
         "high": high,
         "secret": secret,
+        "mask": mask,
         "check": check,
         "allowed": allowed,
     }

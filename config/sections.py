@@ -22,8 +22,60 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     url: Annotated[
         str,
-        says("Address of the broker.", check=checks.check_broker_url, allowed='"memory://"'),
-    ] = "memory://"
+        says(
+            "Address of the broker: this process, or a Redis that all nodes share.",
+            mask=checks.mask_url,
+            check=checks.check_broker_url,
+            allowed='"memory://", or an address that begins with '
+            + ", ".join(f'"{scheme}"' for scheme in checks.REDIS_SCHEMES),
+        ),
+    ] = checks.MEMORY
+    prefix: Annotated[
+        str,
+        says(
+            "What the names of all keys in Redis begin with; nodes that share it are one server.",
+            check=checks.check_prefix,
+            allowed="1 to 64 of A-Z a-z 0-9 _ . : -",
+        ),
+    ] = "galecast"
+    call_timeout_s: Annotated[
+        float,
+        says(
+            "How long a publish or a read waits for Redis before it fails (503), retries included.",
+            unit="s",
+            low=0.1,
+            high=60,
+        ),
+    ] = 5.0
+    check_s: Annotated[
+        float,
+        says(
+            "How often delivery through Redis is probed, and what came is compared with what was "
+            "published; a connection that is deaf for two such times is replaced.",
+            unit="s",
+            low=0.1,
+            high=300,
+        ),
+    ] = 5.0
+    lease_s: Annotated[
+        float,
+        says(
+            "How long the presence entries of a node that died stay, about.",
+            unit="s",
+            low=1,
+            high=600,
+        ),
+    ] = 10.0
+    rules_revision: Annotated[
+        int,
+        says(
+            "Number of the channel rules: raise it with each change of `history_size` or "
+            "`history_ttl_s`. Where nodes differ, the highest number applies.",
+            zero="the node that published last decides",
+            low=0,
+            high=_MOST,
+        ),
+    ] = 0
     max_channels: Annotated[
         int,
         says(
@@ -47,7 +99,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_max_ids: Annotated[
         int,
         says(
-            "Event ids remembered at most, over all channels; the oldest are forgotten first.",
+            "Event ids remembered at most, over all channels; the oldest are forgotten first. "
+            "Not with Redis, which remembers all within the window.",
             unit="ids",
             zero=NO_LIMIT,
             low=0,
@@ -64,6 +117,30 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
             high=365 * _DAY_S,
         ),
     ] = 604_800.0
+
+    def __repr__(self) -> str:
+        # The address may hold a password.
+        return f"BrokerSettings(url={checks.mask_url(self.url)!r}, ...)"
+
+
+class PublishSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an acknowledgement means."""
+
+    wait_replicas: Annotated[
+        int,
+        says(
+            "Replicas of Redis that must have an event before it is acknowledged; with fewer the "
+            "publish fails (503 `not_replicated`).",
+            unit="replicas",
+            zero="acknowledged as soon as the master has it",
+            low=0,
+            high=100,
+        ),
+    ] = 0
+    wait_timeout_s: Annotated[
+        float,
+        says("How long a publish waits for those replicas.", unit="s", low=0.01, high=60),
+    ] = 1.0
 
 
 class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from config.sections import (
     DrainSettings,
     HttpSettings,
     LogSettings,
+    PublishSettings,
     SessionSettings,
     SseSettings,
     TokenSettings,
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     broker: BrokerSettings = msgspec.field(default_factory=BrokerSettings)
+    publish: PublishSettings = msgspec.field(default_factory=PublishSettings)
     archive: ArchiveSettings = msgspec.field(default_factory=ArchiveSettings)
     token: TokenSettings = msgspec.field(default_factory=TokenSettings)
     anonymous: AnonymousSettings = msgspec.field(default_factory=AnonymousSettings)
@@ -168,6 +170,8 @@ def conflicts(settings: Settings) -> Iterator[tuple[str, str, str]]:
     if bool(token.public_key) != bool(token.algorithm):
         text = "token.algorithm and a public key (token.public_key_file) need each other"
         yield "token.algorithm", "token.public_key", text
+    if settings.publish.wait_replicas and settings.broker.url == checks.MEMORY:
+        yield "publish.wait_replicas", "broker.url", "needs a broker.url with replicas: a Redis"
     if settings.admin_port and settings.admin_port == settings.port:
         yield "admin_port", "port", f"must differ from port ({settings.port})"
     if settings.dev and not is_loopback(settings.host):

@@ -17,7 +17,7 @@ from config.values import REFUSED, accept, flatten, parse, refusal, shown, unkno
 
 CONFIG_VARIABLE: Final = ENVIRONMENT_PREFIX + "CONFIG"
 # What SIGHUP applies; all else needs a restart.
-RELOADED: Final = ("channels", "keys", "log.level")
+RELOADED: Final = ("channels", "keys", "log.level", "broker.rules_revision")
 _FILE_SETTINGS: Final = {
     "token.secret": "token.secret_file",
     "token.public_key": "token.public_key_file",

@@ -81,6 +81,7 @@ class RedisBroker:
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.junk = 0
+        self.history_reads = 0
         self._sink: Sink
         self._carried: Carried | None = None
         self.link = link
@@ -242,6 +243,7 @@ class RedisBroker:
         hidden: bool = False,
     ) -> History | None:
         self._check()
+        self.history_reads += 1
         answer = await self.link.run(
             self._scripts.history,
             [self.keys.record(channel), self.keys.stream(channel)],

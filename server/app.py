@@ -25,25 +25,22 @@ from config.sources import Loaded, reloadable
 from handlers.accept import RESERVE, Acceptor
 from handlers.live import Live
 from handlers.routes import make_admin_application, make_application
-from pubsub.memory_broker import MemoryBroker
-from pubsub.memory_presence import MemoryPresence
 from pubsub.ulid import UlidFactory
 from server.auth import Auth
+from server.backplane import open_backplane
 from server.closing import Closing
 from server.jwks import Jwks
 from server.lifecycle import Phase
 from server.log import configure
 from server.metrics import Metrics
 from server.node import Node, assemble
-from server.ticker import LoopLag, Ticker
+from server.ticker import LoopLag
 from server.timetable import Timetable
 
 _log = logging.getLogger("galecast")
 
 _BACKLOG = 4096
 _MAX_HEADER_BYTES = 65_536
-_SWEEP_EVERY_S = 0.5
-_SWEEP = 2_000
 
 
 def app_version() -> str:
@@ -76,21 +73,21 @@ class App:
         self.settings = settings
         self._loop = loop
         self._rules = ChannelRules(settings.channels, default_rule(settings))
-        token, broker = settings.token, settings.broker
+        token = settings.token
         self._jwks = (
             Jwks(token.jwks_url, fetch, refresh_s=token.jwks_refresh_s) if token.jwks_url else None
         )
-        self._broker = MemoryBroker(
+        self._name = settings.node or f"node-{secrets.token_hex(4)}"
+        self._backplane = open_backplane(
+            settings,
             self._rules,
-            max_channels=broker.max_channels,
-            idempotency_window_s=broker.idempotency_window_s,
-            idempotency_max_ids=broker.idempotency_max_ids,
-            position_ttl_s=broker.position_ttl_s,
+            loop,
+            node=self._name,
+            revision=lambda: self.settings.broker.rules_revision,
         )
         self.node = self._build()
         self.live = Live(self.node, loop)
         self._lag = LoopLag(loop, self.node.metrics)
-        self._sweeper = Ticker(loop, _SWEEP_EVERY_S, self._sweep)
         self._acceptors: list[Acceptor] = []
         self._server: HTTPServer | None = None
         self._admin: HTTPServer | None = None
@@ -100,15 +97,17 @@ class App:
         settings = self.settings
         node = assemble(
             settings,
-            name=settings.node or f"node-{secrets.token_hex(4)}",
+            name=self._name,
             rules=self._rules,
-            broker=self._broker,
-            presence=MemoryPresence(),
+            broker=self._backplane.broker,
+            presence=self._backplane.presence,
             auth=Auth(settings, self._rules, jwks=self._jwks),
             metrics=Metrics(version=app_version()),
             timetable=Timetable(self._loop),
             new_id=UlidFactory(),
         )
+        node.metrics.count(self._backplane.counters)
+        node.lifecycle.checks.append(self._backplane.problem)
         if self._jwks is not None:
             jwks = self._jwks
             node.lifecycle.checks.append(
@@ -118,8 +117,11 @@ class App:
 
     # Start
 
-    def start(self) -> None:
-        """Serve; raises OSError if the address for health and metrics cannot be had."""
+    async def start(self) -> None:
+        """Serve; what keeps the node from being ready shows in readiness only.
+
+        Raises OSError if the address for health and metrics cannot be had.
+        """
         application = make_application(self.node, self.live)
         self._server = self._serve(application, self._sockets)
         port = self.settings.admin_port
@@ -129,6 +131,7 @@ class App:
             self._admin = self._serve(make_admin_application(self.node), sockets, RESERVE // 4)
         if self._jwks is not None:
             self._jwks.start()
+        await self._backplane.start()
         self.node.lifecycle.phase = Phase.READY
 
     def _serve(
@@ -160,10 +163,6 @@ class App:
         return self._acceptors[0].connections
 
     # Running
-
-    def _sweep(self) -> None:
-        if self._broker.sweep(_SWEEP) >= _SWEEP:
-            self._loop.call_soon(self._sweep)
 
     def reload(self, settings: Settings) -> None:
         """Put in force what can change while running: channel rules, API keys, log level."""
@@ -226,9 +225,8 @@ class App:
         if self._jwks is not None:
             await self._jwks.close()
         await self.node.hub.close()
-        await self._broker.close()
+        await self._backplane.close()
         self._lag.close()
-        self._sweeper.close()
         self.node.timetable.close()
 
 
@@ -259,7 +257,7 @@ async def run(loaded: Loaded, reread: Callable[[], Settings | None], beside: Bes
     loop.add_signal_handler(signal.SIGINT, on_stop)
     loop.add_signal_handler(signal.SIGHUP, on_reload)
     try:
-        app.start()
+        await app.start()
         _log.info("listening on %s", app.url, extra={"node": app.node.name})
         async with beside(app.url):
             await stopping.wait()

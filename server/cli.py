@@ -81,13 +81,13 @@ def _serve(args: argparse.Namespace) -> int:
     from config.errors import SettingsRejected
     from config.settings import dev_notice, warnings
     from server.app import serve
-    from server.cli_check import key_problems, raise_file_limit
+    from server.cli_check import problems, raise_file_limit
     from server.cli_output import CommandFailed, tell
 
     loaded = _load(args)
     settings = loaded.settings
-    if problems := key_problems(settings):
-        raise SettingsRejected(tuple(problems))
+    if found := problems(settings):
+        raise SettingsRejected(tuple(found))
     if args.readings and not settings.dev:
         raise CommandFailed("--readings publishes with the key of development mode: add --dev")
     if settings.dev:

@@ -1,5 +1,6 @@
 """Who is connected here, and what may they do? This file: `check`, whether a node could serve."""
 
+import asyncio
 import contextlib
 import resource
 from pathlib import Path
@@ -7,8 +8,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from config.checks import MEMORY, mask_url
 from config.rules import ChannelRules
 from config.settings import Settings, warnings
+from pubsub.errors import RedisUrlRejected
+from pubsub.redis_check import look_at
+from pubsub.redis_client import Topology, connect
+from pubsub.redis_url import parse_redis_url
 from server.auth import Auth
 from server.cli_output import columns, put, put_json
 from server.jwks import KeyRejected
@@ -61,13 +67,29 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def key_problems(settings: Settings) -> list[str]:
-    """Return what is wrong with the keys that check and sign tokens; reading them is the test."""
+def problems(settings: Settings) -> list[str]:
+    """Return what cannot be used of settings that are valid one by one; reading it is the test.
+
+    These are the keys that check and sign tokens, and the address of the broker.
+    """
+    found = []
     try:
         Auth(settings, ChannelRules(settings.channels))
     except KeyRejected as error:
-        return [str(error)]
-    return []
+        found.append(str(error))
+    try:
+        _topology(settings)
+    except RedisUrlRejected as error:
+        found.append(f'broker.url = "{mask_url(settings.broker.url)}": {error}')
+    return found
+
+
+def _topology(settings: Settings) -> Topology | None:
+    """Return the connections to Redis, none of which is open yet, or None for another broker."""
+    section = settings.broker
+    if section.url == MEMORY:
+        return None
+    return connect(parse_redis_url(section.url), timeout_s=section.call_timeout_s)
 
 
 def refused(problems: tuple[str, ...]) -> list[Finding]:
@@ -77,17 +99,26 @@ def refused(problems: tuple[str, ...]) -> list[Finding]:
 
 def examine(settings: Settings, host: Host) -> list[Finding]:
     """Return all findings for settings that are valid one by one."""
-    problems = key_problems(settings)
-    found = list(refused(tuple(problems)))
-    if not found:
+    found = list(refused(tuple(problems(settings))))
+    usable = not found
+    if usable:
         found.append(Finding("settings", "ok", "valid"))
     found += [Finding("settings", "warn", text) for text in warnings(settings)]
-    found.append(Finding("broker", "ok", f"{settings.broker.url} is in this process"))
+    if usable:
+        found += _broker(settings)
     found.append(Finding("archive", "ok", "none is used"))
     found.append(_files(settings.limits.connections, host))
     if host.backlog is not None:
         found.append(_backlog(host.backlog))
     return found
+
+
+def _broker(settings: Settings) -> list[Finding]:
+    topology = _topology(settings)
+    if topology is None:
+        return [Finding("broker", "ok", f"{settings.broker.url} is in this process")]
+    looked = asyncio.run(look_at(topology, replicas=settings.publish.wait_replicas))
+    return [Finding("broker", status, message) for status, message in looked]
 
 
 def _files(connections: int, host: Host) -> Finding:

@@ -3,7 +3,7 @@
 No label names a channel, a user or an address: their number has no bound.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, ProcessCollector
@@ -33,6 +33,17 @@ REASONS: Final = frozenset(
 )
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
+# What the broker counts, with its help.
+_BROKER: Final = {
+    "circuit_openings": "Times that Redis was given up for a while.",
+    "doubts": "Times that a channel's top was not what was heard of it.",
+    "history_reads": "Reads of a channel's history.",
+    "junk": "Messages and entries in Redis that no node wrote.",
+    "reconnects": "Pub/sub connections that were lost.",
+    "silences": "Pub/sub connections replaced since nothing came back on them.",
+    "surprises": "Subscriptions that Redis confirmed or ended unasked.",
+}
+
 # Gauges that others know: what `bind` takes, with their help.
 _BOUND: Final = {
     "channels": "Channels with a feed on this node.",
@@ -58,6 +69,7 @@ class Metrics:
 
     __slots__ = (
         "_bound",
+        "_broker",
         "_closes",
         "_connections",
         "_http",
@@ -103,6 +115,7 @@ class Metrics:
         self._refusals = dict.fromkeys(sorted(REASONS), 0)
         self._http: dict[tuple[str, str, str], int] = {}
         self._bound: dict[str, Callable[[], int]] = {}
+        self._broker: Callable[[], Mapping[str, int]] = dict
         self._registry = CollectorRegistry()
         self.publish_seconds = self._histogram(
             "publish_seconds", "From a publish's validation to its acknowledgement.", _FAST
@@ -126,6 +139,10 @@ class Metrics:
             if name not in _BOUND:
                 raise ValueError(f"no gauge is called {name!r}")
         self._bound |= gauges
+
+    def count(self, broker: Callable[[], Mapping[str, int]]) -> None:
+        """Take a function that returns what the broker has counted, asked at each scrape."""
+        self._broker = broker
 
     def connection_opened(self, kind: Kind) -> None:
         """A connection was taken over from HTTP, whether or not it becomes a session."""
@@ -217,6 +234,8 @@ class Metrics:
             ("presence_changes", "Joins, leaves and updates.", self.presence_changes),
         ):
             yield _counter(name, text, [], [((), value)])
+        for name, value in self._broker().items():
+            yield _counter(f"broker_{name}", _BROKER[name], [], [((), value)])
 
     def _labelled_counters(self) -> Iterator[Metric]:
         for name, text, label, counts in (

@@ -80,7 +80,8 @@ def test_networks_are_normal() -> None:
     [
         (checks.check_workers, [1]),
         (checks.check_node, ["", "n-1.eu"]),
-        (checks.check_broker_url, ["memory://"]),
+        (checks.check_broker_url, ["memory://", "redis://a", "unix:///a", "redis+cluster://a,b"]),
+        (checks.check_prefix, ["galecast", "a.b:c-d_e", "x" * 64]),
         (checks.check_archive_url, ["none"]),
         (checks.check_secret, ["", "x" * 32, "é" * 16]),
         (checks.check_public_key, ["", "-----BEGIN PUBLIC KEY-----\n"]),
@@ -104,7 +105,8 @@ def test_a_good_value_is_kept(check: Any, good: list[Any]) -> None:
         (checks.check_networks, [("10.0.0.0/33",), ("proxy",)]),
         (checks.check_workers, [0, 2]),
         (checks.check_node, ["a b", "x" * 65, "a\n"]),
-        (checks.check_broker_url, ["", "redis://a", "memory"]),
+        (checks.check_broker_url, ["", "redis:a", "memory", "http://a"]),
+        (checks.check_prefix, ["", "a b", "{a}", "x" * 65, "a\n"]),
         (checks.check_archive_url, ["", "sqlite:///x"]),
         (checks.check_secret, ["x", "x" * 31]),
         (checks.check_public_key, ["x", "-----BEGIN PRIVATE KEY-----"]),
@@ -148,3 +150,20 @@ def test_grants_and_scopes_are_kept_as_texts() -> None:
         "publish": ("a.>",),
         "metrics": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://h:1/2", "redis://h:1/2"),
+        ("redis://u:p@h", "redis://u:***@h"),
+        ("redis://:p:w@rd@h:1", "redis://:***@h:1"),
+        ("unix://u:p@/run/redis.sock", "unix://u:***@/run/redis.sock"),
+        ("redis+sentinel://a,b/s?sentinel_password=p", "redis+sentinel://a,b/s?***"),
+        ("redis://:p", "redis://***"),
+        ("p@ssword", "***"),
+    ],
+)
+def test_no_secret_of_an_address_is_shown(text: str, shown: str) -> None:
+    assert checks.mask_url(text) == shown

@@ -6,9 +6,10 @@ import pytest
 
 from config.settings import Settings
 from config.sources import load
+from redis_server import RedisServer
 from server import cli_check
 from server.cli import main
-from server.cli_check import Finding, Host, examine, raise_file_limit, this_host
+from server.cli_check import Finding, Host, examine, problems, raise_file_limit, this_host
 
 Capture = pytest.CaptureFixture[str]
 PLENTY = Host(soft_files=1_000_000, hard_files=1_000_000, backlog=4096)
@@ -133,3 +134,32 @@ def test_every_wrong_setting_fails(capsys: Capture, monkeypatch: pytest.MonkeyPa
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is False
     assert [each["status"] for each in answer["checks"]] == ["fail", "fail"]
+
+
+def test_the_broker_is_reached() -> None:
+    with RedisServer(aof=True) as server:
+        (finding,) = found("broker", settings(**{"broker.url": server.url}), PLENTY)
+    assert finding.status == "ok"
+    assert finding.message.startswith("Redis ")
+
+
+def test_a_broker_that_is_away_fails() -> None:
+    (finding,) = found("broker", settings(**{"broker.url": "unix:///nowhere.sock"}), PLENTY)
+    assert finding.status == "fail"
+    assert finding.message.startswith("cannot be reached: ")
+
+
+def test_the_address_of_a_broker_may_be_wrong_beyond_its_scheme() -> None:
+    wrong = settings(**{"broker.url": "redis://me:hidden@host/0?colour=red"})
+    assert problems(wrong) == [
+        'broker.url = "redis://me:***@host/0?***": '
+        "option 'colour' is unknown, or not for this scheme"
+    ]
+    assert found("broker", wrong, PLENTY) == []
+    (finding,) = found("settings", wrong, PLENTY)[:1]
+    assert finding.status == "fail"
+
+
+def test_serve_does_not_start_with_such_an_address(capsys: Capture) -> None:
+    assert main(["serve", "--broker-url", "redis://"]) == 1
+    assert 'broker.url = "redis://": a host is missing' in capsys.readouterr().err

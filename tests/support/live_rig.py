@@ -502,7 +502,7 @@ async def live(**overrides: Any) -> AsyncIterator[Rig]:
     app = App(changed(settings, quick | given), asyncio.get_running_loop())
     rig = Rig(app)
     try:
-        app.start()
+        await app.start()
         yield rig
     finally:
         for wire in rig.open:

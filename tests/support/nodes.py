@@ -136,7 +136,7 @@ async def serving(settings: Settings | None = None, **changes: Any) -> AsyncIter
     app = App(settings or make_settings(**changes), asyncio.get_running_loop())
     client = AsyncHTTPClient(force_instance=True)
     try:
-        app.start()
+        await app.start()
         yield Served(app, client)
     finally:
         client.close()

@@ -1,0 +1,98 @@
+"""Nodes over a real Redis, chosen by their settings."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from config.settings import Settings
+from config.sources import changed
+from live_rig import BEARER, Rig, live
+from redis_rig import until
+from redis_server import RedisServer
+from server.app import App
+
+
+def node(server: RedisServer, name: str = "n1") -> AbstractAsyncContextManager[Rig]:
+    return live(
+        node=name,
+        broker__url=server.url,
+        broker__check_s=0.2,
+        broker__call_timeout_s=1.0,
+        broker__lease_s=2.0,
+    )
+
+
+def ready(rig: Rig) -> bool:
+    return not rig.node.lifecycle.why_not_ready()
+
+
+async def test_two_nodes_are_one_server() -> None:
+    with RedisServer() as server:
+        async with node(server, "n1") as one, node(server, "n2") as two:
+            await until(lambda: ready(one) and ready(two))
+            client, other = await one.ws(), await two.ws("msgpack")
+            await client.call("subscribe", channel="a.b", presence=True)
+            await other.call("subscribe", channel="a.b")
+            joined = await client.next("presence")
+            assert joined["action"] == "join"
+            position = (await two.publish("a.b", 1, id="x"))["position"]
+            again = await one.publish("a.b", 1, id="x")
+            assert (again["position"], again["duplicate"]) == (position, True)
+            for each in (client, other):
+                event = await each.next("event")
+                assert (event["id"], event["position"], event["data"]) == ("x", position, 1)
+            history = await one.request("GET", "/v1/channels/a.b/events", **BEARER)
+            assert [event["id"] for event in history.json["events"]] == ["x"]
+
+
+@pytest.mark.expect_log("pubsub", "Redis is away|Redis refused", required=False)
+async def test_while_redis_is_away_nothing_is_acknowledged_and_nobody_is_sent_away() -> None:
+    with RedisServer(aof=True) as server:
+        async with node(server) as rig:
+            await until(lambda: ready(rig))
+            client = await rig.ws()
+            await client.call("subscribe", channel="a.b")
+            await rig.publish("a.b", 1)
+            await client.next("event")
+            server.kill()
+            began = asyncio.get_running_loop().time()
+            event = {"channel": "a.b", "data": 2, "id": "two"}
+            refused = await rig.request("POST", "/v1/events", event, **BEARER)
+            assert (refused.status, refused.json["code"], refused.json["retry"]) == (
+                503,
+                "unavailable",
+                True,
+            )
+            assert asyncio.get_running_loop().time() - began < 5
+            await until(lambda: not ready(rig))
+            response = await rig.request("GET", "/readyz")
+            assert response.status == 503
+            assert response.json["reasons"]
+            assert (await client.call("ping"))["type"] == "pong"
+            server.start()
+            await until(lambda: ready(rig))
+            await rig.publish("a.b", 2, id="two")
+            assert (await client.next("event"))["id"] == "two"
+            assert rig.counter("galecast_broker_reconnects_total") >= 1
+
+
+@pytest.mark.expect_log("pubsub", "Redis is away", required=False)
+async def test_a_node_starts_without_its_redis_and_is_ready_when_that_comes() -> None:
+    with RedisServer() as server:
+        server.kill()
+        async with node(server) as rig:
+            assert (await rig.request("GET", "/healthz")).status == 200
+            assert (await rig.request("GET", "/readyz")).status == 503
+            server.start()
+            await until(lambda: ready(rig))
+            assert (await rig.request("GET", "/readyz")).status == 200
+
+
+async def test_the_revision_of_the_rules_is_reloaded() -> None:
+    with RedisServer() as server:
+        async with node(server) as rig:
+            app: App = rig.app
+            settings: Settings = app.settings
+            app.reload(changed(settings, {"broker.rules_revision": 7}))
+            assert app.settings.broker.rules_revision == 7
