@@ -9,6 +9,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,17 @@ class Server:
                 return int(match[1])
         raise RuntimeError(f"the server did not start:\n{seen}")
 
+    def await_ready(self) -> None:
+        """Wait until clients should be sent here."""
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            with socket.create_connection(("127.0.0.1", self.port)) as sock:
+                sock.sendall(b"GET /readyz HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+                if b" 200 " in sock.recv(4096).split(b"\r\n", 1)[0]:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError("the server did not get ready")
+
     def rss_bytes(self) -> int:
         """Return the memory that the process holds."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
@@ -105,6 +117,26 @@ def galecast(**settings: object) -> Server:
 def naive() -> Server:
     """Start the yardstick: a loop over Tornado's `write_message`."""
     return Server([sys.executable, "bench/_naive.py"])
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis that keeps nothing on disk, on the servers' core; yield its address."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        path = Path(folder) / "redis.sock"
+        options = ("--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder)
+        process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        try:
+            os.sched_setaffinity(process.pid, cores()[0])
+            deadline = time.monotonic() + _START_S
+            while not path.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("redis-server did not start")
+                time.sleep(0.02)
+            yield f"unix://{path}"
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
