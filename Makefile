@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover types screenshots bench lock build clean distclean
+.PHONY: help run test check lint format cover rules types screenshots bench lock build clean distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -48,6 +48,9 @@ cover: $(VENV)/.dev $(NODE) ## run the tests and measure coverage, servers in pr
 		echo "coverage of $$room/"; \
 		$(BIN)/coverage report --include="$$room/*" || status=1; \
 	done; exit $$status
+
+rules: $(VENV)/.dev ## take each rule of delivery out of the product and see that a test fails (ARGS="--rule 15")
+	$(BIN)/python tests/support/without.py $(ARGS)
 
 types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
 	$(BROWSER)/node_modules/.bin/tsc -p $(BROWSER)/tsconfig.types.json --outDir static

@@ -120,12 +120,15 @@ def naive() -> Server:
 
 
 @contextmanager
-def redis() -> Iterator[str]:
-    """Run a Redis that keeps nothing on disk, on the servers' core; yield its address."""
+def redis(*more: str) -> Iterator[str]:
+    """Run a Redis that keeps nothing on disk, on the servers' core; yield its address.
+
+    `more` are options of its command line.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         path = Path(folder) / "redis.sock"
         options = ("--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder)
-        process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(["redis-server", *options, *more], stdout=subprocess.DEVNULL)
         try:
             os.sched_setaffinity(process.pid, cores()[0])
             deadline = time.monotonic() + _START_S

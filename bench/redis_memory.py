@@ -1,6 +1,6 @@
 """What a channel costs in the memory of Redis: its record, its events, the ids of its events.
 
-    python bench/redis_memory.py [--channels 2000] [--events 100]
+    python bench/redis_memory.py [--channels 2000] [--events 100] [--node-bytes 4096]
 
 Events carry 128 bytes of data. Needs a redis-server on the PATH.
 """
@@ -38,9 +38,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--channels", type=int, default=2000)
     parser.add_argument("--events", type=int, default=100, help="events in each channel")
+    parser.add_argument(
+        "--node-bytes", type=int, default=4096, help="stream-node-max-bytes of Redis"
+    )
     args = parser.parse_args()
     names = [f"bench.memory.{number}" for number in range(args.channels)]
-    with redis() as url, galecast(broker_url=url) as server:
+    options = ("--stream-node-max-bytes", str(args.node_bytes))
+    with redis(*options) as url, galecast(broker_url=url) as server:
         server.await_ready()
         publisher = Publisher(server.port)
         path = url.removeprefix("unix://")

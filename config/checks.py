@@ -29,6 +29,7 @@ REDIS_SCHEMES: Final = (
 )
 
 MIN_SECRET_BYTES: Final = 32
+MOST_NODE: Final = 64
 ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
@@ -38,7 +39,7 @@ _split_origin = re.compile(
 _is_key_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_key_hash = re.compile(r"sha256:[0-9a-f]{64}").fullmatch
 _is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
-_is_node = re.compile(r"[A-Za-z0-9_~@:=.-]{0,64}").fullmatch
+_is_node = re.compile(rf"[A-Za-z0-9_~@:=.-]{{0,{MOST_NODE}}}").fullmatch
 
 
 def normal_origin(text: str) -> str:
@@ -82,13 +83,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def check_workers(value: int) -> int:
-    """Return the number of workers, which is 1."""
-    if value != 1:
-        raise ValueError("several workers are not available in this version")
-    return value
 
 
 def check_prefix(value: str) -> str:

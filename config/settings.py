@@ -30,6 +30,7 @@ from config.sections import (
 )
 
 KEYS_PER_NAME: Final = 2
+_LAST_PORT: Final = 65_535
 DEV_KEY: Final = "dev.galecast"
 DEV_SECRET: Final = "galecast-development-secret-do-not-use-elsewhere"  # noqa: S105
 
@@ -45,21 +46,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             allowed="a host name or an IP address",
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, says("Port to listen on.", zero="any free port", low=0, high=65_535)] = (
-        8000
-    )
+    port: Annotated[
+        int, says("Port to listen on.", zero="any free port", low=0, high=_LAST_PORT)
+    ] = 8000
     workers: Annotated[
         int,
-        says("Processes that share the port.", check=checks.check_workers, allowed="1"),
+        says(
+            "Processes that share the port. More than 1 need a Redis: `broker.url`, or a private "
+            "one that is started for them.",
+            low=1,
+            high=256,
+        ),
     ] = 1
     admin_port: Annotated[
         int,
-        says("Port that serves health and metrics apart.", zero="none", low=0, high=65_535),
+        says(
+            "Port that serves health and metrics apart; that of the first of several workers, "
+            "the next has the next.",
+            zero="none",
+            low=0,
+            high=_LAST_PORT,
+        ),
     ] = 0
     node: Annotated[
         str,
         says(
-            "Name of this node, unlike all others; empty: a random name at start.",
+            "Name of this node, unlike all others; empty: a random name at start. Workers add "
+            "their number: `-0`, `-1`.",
             check=checks.check_node,
             allowed="up to 64 letters, digits, dots and _ ~ @ : = -",
         ),
@@ -148,10 +161,12 @@ def dev_notice(settings: Settings) -> str:
     )
 
 
-def conflicts(settings: Settings) -> Iterator[tuple[str, str, str]]:
+def conflicts(
+    settings: Settings, given: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str, str]]:
     """Yield what cannot hold together: a path, the other path concerned, and what must hold.
 
-    Single values are taken as valid.
+    Single values are taken as valid. `given` are the paths that were set, be it to the default.
     """
     limits, token = settings.limits, settings.token
     data, frame = f"({limits.data_bytes})", f"({limits.frame_bytes})"
@@ -172,12 +187,36 @@ def conflicts(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "token.algorithm", "token.public_key", text
     if settings.publish.wait_replicas and settings.broker.url == checks.MEMORY:
         yield "publish.wait_replicas", "broker.url", "needs a broker.url with replicas: a Redis"
-    if settings.admin_port and settings.admin_port == settings.port:
-        yield "admin_port", "port", f"must differ from port ({settings.port})"
+    within = settings.publish.wait_timeout_s < settings.broker.call_timeout_s
+    if settings.publish.wait_replicas and not within:
+        text = f"must be below broker.call_timeout_s ({settings.broker.call_timeout_s:.10g})"
+        yield "publish.wait_timeout_s", "broker.call_timeout_s", text
+    last_admin_port = settings.admin_port + settings.workers - 1
+    if settings.admin_port and settings.admin_port <= settings.port <= last_admin_port:
+        several = f"; workers use it to {last_admin_port}" if settings.workers > 1 else ""
+        yield "admin_port", "port", f"must differ from port ({settings.port}){several}"
+    if settings.workers > 1:
+        yield from _worker_conflicts(settings, given, last_admin_port)
     if settings.dev and not is_loopback(settings.host):
         text = "must be a loopback address in development mode, such as 127.0.0.1"
         yield "host", "dev", text
     yield from _key_conflicts(settings.keys)
+
+
+def _worker_conflicts(
+    settings: Settings, given: frozenset[str], last_admin_port: int
+) -> Iterator[tuple[str, str, str]]:
+    if settings.admin_port and last_admin_port > _LAST_PORT:
+        text = f"leaves no ports for workers ({settings.workers}), each of which has its own"
+        yield "admin_port", "workers", text
+    if len(settings.node) + len(f"-{settings.workers - 1}") > checks.MOST_NODE:
+        yield "node", "workers", "leaves no room for the number that workers add"
+    if settings.broker.url == checks.MEMORY and "broker.url" in given:
+        text = (
+            f"keeps events inside one process, and workers is {settings.workers}: name a Redis, "
+            "or leave it out and a private one is started"
+        )
+        yield "broker.url", "workers", text
 
 
 def _key_conflicts(keys: tuple[ApiKey, ...]) -> Iterator[tuple[str, str, str]]:
@@ -208,4 +247,6 @@ def warnings(settings: Settings) -> list[str]:
         found.append("A key may mint tokens, but token.secret is not set: none can be signed.")
     if not is_loopback(settings.host) and not settings.origins:
         found.append("origins is empty: web pages cannot connect.")
+    if settings.workers > 1 and not settings.admin_port:
+        found.append("admin_port is 0: there is no way to scrape the metrics of each worker.")
     return found

@@ -188,7 +188,7 @@ class _Reading:
 
     def conflicts(self, settings: Settings) -> None:
         """Add what cannot hold together to the problems."""
-        for path, other, message in conflicts(settings):
+        for path, other, message in conflicts(settings, frozenset(self.values)):
             # What was refused stands at its default here: no ground for a second problem.
             if path in self._refused or other in self._refused:
                 continue

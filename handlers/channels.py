@@ -34,15 +34,17 @@ class ChannelsHandler(BaseHandler):
                 for state in states[: wanted - 1]:
                     after = state.channel
                     if principal.has_scope("channels", after):
-                        count = node.hub.subscribers(after)
                         items.append(
-                            ChannelItem(channel=after, position=str(state.top), subscribers=count)
+                            ChannelItem(channel=after, position=str(state.top), subscribers=0)
                         )
                 if not more or len(items) == limit:
                     break
         except PubSubError as error:
             raise refusal(error) from None
-        self.reply(ChannelPage(channels=items, cursor=after if more else None))
+        counts, silent = await node.nodes.subscribers([each.channel for each in items])
+        for item, count in zip(items, counts, strict=True):
+            item.subscribers = count
+        self.reply(ChannelPage(channels=items, cursor=after if more else None, silent=silent))
 
 
 class ChannelHandler(BaseHandler):
@@ -61,12 +63,14 @@ class ChannelHandler(BaseHandler):
             raise refusal(error) from None
         if top is None:
             raise NotFound(f"there is no channel {channel}")
+        (count,), silent = await node.nodes.subscribers([channel])
         rule = node.rules.rule(channel)
         self.reply(
             Channel(
                 channel=channel,
                 position=str(top),
-                subscribers=node.hub.subscribers(channel),
+                subscribers=count,
+                silent=silent,
                 rule=Rule(
                     match=rule.match,
                     history_size=rule.history_size,

@@ -6,10 +6,10 @@ The same types decode what comes, encode what goes, and describe both in /openap
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from config.rules import Action
-from server.protocol import EventItem, MemberItem
+from server.protocol import Count, EventItem, MemberItem
 
 ChannelName = Annotated[
     str,
@@ -45,6 +45,9 @@ EventId = Annotated[
 ]
 Position = Annotated[str, Meta(description="Where an event stands in its channel; opaque.")]
 Cursor = Annotated[str, Meta(description="Asks for what follows; opaque.")]
+Silent = Annotated[
+    list[str], Meta(description="Nodes that live and did not answer; what they know is missing.")
+]
 
 
 class PublishRequest(msgspec.Struct, kw_only=True):
@@ -138,15 +141,17 @@ class ChannelPage(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     channels: list[ChannelItem]
     cursor: Cursor | None = None
+    silent: Silent = []
 
 
-class Channel(msgspec.Struct, kw_only=True):
+class Channel(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A channel, its subscribers, and the rule that applies."""
 
     channel: ChannelName
     position: Position
     subscribers: int
     rule: Rule
+    silent: Silent = []
 
 
 class EventPage(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -193,12 +198,67 @@ class SessionPage(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     sessions: list[SessionItem]
     cursor: Cursor | None = None
+    silent: Silent = []
 
 
-class Ended(msgspec.Struct, kw_only=True):
-    """How many sessions were ended."""
+class Ended(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How many sessions were ended; those of silent nodes end as soon as these hear of it."""
 
     ended: int
+    silent: Silent = []
+
+
+class UserSubscription(msgspec.Struct, kw_only=True):
+    """How a user's sessions are to be subscribed, as in the command `subscribe`."""
+
+    since: Position | None = None
+    rewind: Count | None = None
+    presence: bool = False
+
+
+class UserSubscribed(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How many sessions are subscribed now; `refused` are those at their limit."""
+
+    sessions: int
+    refused: int
+    silent: Silent = []
+
+
+class UserUnsubscribed(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How many sessions were subscribed."""
+
+    sessions: int
+    silent: Silent = []
+
+
+class NodeItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A node and how it stands; of a silent one only the name is known.
+
+    `events_in`, `events_out` count since its start.
+    """
+
+    node: str
+    silent: bool = False
+    version: str | UnsetType = UNSET
+    phase: Literal["starting", "ready", "draining", "stopped"] | UnsetType = UNSET
+    ready: bool | UnsetType = UNSET
+    reasons: Annotated[list[str], Meta(description="Why it is not ready.")] | UnsetType = UNSET
+    uptime_s: float | UnsetType = UNSET
+    sessions: int | UnsetType = UNSET
+    connections: int | UnsetType = UNSET
+    subscriptions: int | UnsetType = UNSET
+    channels: int | UnsetType = UNSET
+    events_in: int | UnsetType = UNSET
+    events_out: int | UnsetType = UNSET
+    unsent_bytes: int | UnsetType = UNSET
+    loop_lag_s: float | UnsetType = UNSET
+    rss_bytes: int | UnsetType = UNSET
+
+
+class NodeList(msgspec.Struct, kw_only=True):
+    """All living nodes, by name."""
+
+    nodes: list[NodeItem]
 
 
 class TokenRequest(msgspec.Struct, kw_only=True):

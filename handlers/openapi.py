@@ -107,7 +107,7 @@ def _operation(operation: Operation, schemas: dict[int, Any]) -> dict[str, Any]:
         ]
     if operation.bodies:
         described["requestBody"] = {
-            "required": True,
+            "required": operation.body_required,
             "content": _content(operation.bodies, schemas),
         }
     described["responses"] = {

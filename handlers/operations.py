@@ -61,6 +61,7 @@ class Operation:
     access: Access = "bearer"
     parameters: tuple[Parameter, ...] = ()
     bodies: tuple[Body, ...] = ()
+    body_required: bool = True
     errors: tuple[type[Refused], ...] = ()
 
 

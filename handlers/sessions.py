@@ -1,65 +1,70 @@
 """How do bytes come in and go out? This file: who is connected, and ending that."""
 
-from collections.abc import Iterable
-from heapq import nsmallest
-from operator import attrgetter
 from typing import ClassVar
 
 from config.patterns import NameRejected, check_user
 from handlers.base import BaseHandler
 from handlers.models import Ended, SessionItem, SessionPage
-from server.closing import Closing
-from server.errors import BadRequest, NotFound
-from server.session import Session
+from server.errors import BadRequest
+from server.orders import MOST_SESSIONS, SessionEntry
 
-_id_of = attrgetter("id")
+
+def user_name(text: str) -> str:
+    """Return `text` if it names a user; raises BadRequest."""
+    try:
+        check_user(text)
+    except NameRejected as error:
+        raise BadRequest(str(error)) from None
+    return text
 
 
 class SessionsHandler(BaseHandler):
-    """`GET /v1/sessions`: live sessions by id, all or those of one user."""
+    """`GET /v1/sessions`: live sessions of all nodes by id, all or those of one user."""
 
     route: ClassVar[str] = "/v1/sessions"
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer a page."""
         self.authenticate().require_scope("sessions")
-        node, most = self.node, self.node.settings.limits.items_per_page
+        most = min(self.node.settings.limits.items_per_page, MOST_SESSIONS - 1)
         limit = self.count("limit", most, most)
         after, user = self.parameter("cursor") or "", self.parameter("user")
-        sessions: Iterable[Session] = (
-            node.hub.sessions.values() if user is None else node.hub.sessions_of(user)
+        if user is not None:
+            user_name(user)
+        page = await self.node.nodes.sessions(user, after, limit)
+        items = [_item(name, session) for name, session in page.sessions]
+        self.reply(
+            SessionPage(
+                sessions=items,
+                cursor=items[-1].session if page.more else None,
+                silent=page.silent,
+            )
         )
-        page = nsmallest(limit + 1, (each for each in sessions if each.id > after), key=_id_of)
-        items = [self._item(session) for session in page[:limit]]
-        more = len(page) > limit
-        self.reply(SessionPage(sessions=items, cursor=items[-1].session if more else None))
 
-    def _item(self, session: Session) -> SessionItem:
-        return SessionItem(
-            session=session.id,
-            node=self.node.name,
-            kind=session.principal.kind,
-            user=session.principal.user,
-            transport=session.wire.transport,
-            encoding=session.wire.label,
-            address=session.address,
-            connected_at=session.connected_at,
-            subscriptions=len(session.subscriptions),
-        )
+
+def _item(node: str, session: SessionEntry) -> SessionItem:
+    return SessionItem(
+        session=session.session,
+        node=node,
+        kind=session.kind,
+        user=session.user,
+        transport=session.transport,
+        encoding=session.encoding,
+        address=session.address,
+        connected_at=session.connected_at,
+        subscriptions=session.subscriptions,
+    )
 
 
 class SessionHandler(BaseHandler):
-    """`DELETE /v1/sessions/{session}`."""
+    """`DELETE /v1/sessions/{session}`, whatever node it is on."""
 
     route: ClassVar[str] = "/v1/sessions/{session}"
 
-    def delete(self, session_id: str) -> None:
+    async def delete(self, session: str) -> None:
         """End a session; its client is told to stay away (4502)."""
         self.authenticate().require_scope("sessions")
-        session = self.node.hub.sessions.get(session_id)
-        if session is None:
-            raise NotFound("there is no such session")
-        session.end(Closing.ENDED)
+        await self.node.nodes.end_session(session)
         self.set_status(204)
 
 
@@ -68,13 +73,8 @@ class UserSessionsHandler(BaseHandler):
 
     route: ClassVar[str] = "/v1/users/{user}/sessions"
 
-    def delete(self, user: str) -> None:
+    async def delete(self, user: str) -> None:
         """End all sessions of a user, and refuse the tokens that the user has up to now."""
         self.authenticate().require_scope("sessions")
-        try:
-            check_user(user)
-        except NameRejected as error:
-            raise BadRequest(str(error)) from None
-        # First the tokens: a session that is told to go must not come back in between.
-        self.node.auth.end_user(user)
-        self.reply(Ended(ended=self.node.hub.end_user(user)))
+        ended, silent = await self.node.nodes.end_user(user_name(user))
+        self.reply(Ended(ended=ended, silent=silent))

@@ -131,7 +131,9 @@ class SseHandler(BaseHandler):
         ticket = self.parameter("ticket")
         if named is None and ticket is not None:
             try:
-                named, proof, last_id = node.auth.redeem(ticket, last_id)
+                named, proof, last_id, name, ttl_s = node.auth.redeem(ticket, last_id)
+                if last_id is None and not await node.nodes.take_ticket(name, ttl_s):
+                    raise Unauthorized("ticket: already used")
             except (Unauthorized, TokenExpired):
                 if last_id is None:
                     raise

@@ -10,6 +10,7 @@ from handlers.channels import ChannelHandler, ChannelsHandler
 from handlers.health import HealthHandler, MetricsHandler, ReadyHandler
 from handlers.history import HistoryHandler
 from handlers.media import CLOUDEVENT, CLOUDEVENTS, JSON, NDJSON
+from handlers.nodes import NodesHandler
 from handlers.operations import (
     ANYBODY,
     KNOWN,
@@ -29,6 +30,7 @@ from handlers.publish import PublishHandler
 from handlers.sessions import SessionHandler, SessionsHandler, UserSessionsHandler
 from handlers.sse import SseHandler
 from handlers.tokens import TicketsHandler, TokensHandler
+from handlers.user_subscriptions import UserSubscriptionHandler
 from handlers.websocket import WebSocketHandler
 from server.errors import (
     Conflict,
@@ -127,8 +129,38 @@ _HISTORY: Final = Operation(
     errors=(*KNOWN, Conflict),
 )
 
-_SESSION_ID: Final = path("session", "Id of the session.", _TEXT)
 _USER: Final = path("user", "The user, percent-encoded.", {"type": "string", "minLength": 1})
+_USER_SUBSCRIPTION: Final = (
+    Operation(
+        "PUT",
+        "subscribeUser",
+        "Subscribe a user's live sessions to a channel",
+        (ok("How many are subscribed now.", models.UserSubscribed),),
+        description=(
+            "Needs the scope `sessions`. Sessions over WebSocket only: a stream keeps the channels "
+            "of its address. Such a subscription needs no grant of the user and lasts as long as "
+            "its session. Those that are subscribed already stay as they are. The same again does "
+            "no harm, so ask again where nodes were `silent`."
+        ),
+        parameters=(_USER, _CHANNEL),
+        bodies=(Body(JSON, models.UserSubscription),),
+        body_required=False,
+        errors=WITH_BODY,
+    ),
+    Operation(
+        "DELETE",
+        "unsubscribeUser",
+        "Take a channel from a user's live sessions",
+        (ok("How many were subscribed.", models.UserUnsubscribed),),
+        description=(
+            "Needs the scope `sessions`. Event streams lose the channel too, until they are opened "
+            "anew. A client that is granted the channel may subscribe again."
+        ),
+        parameters=(_USER, _CHANNEL),
+        errors=KNOWN,
+    ),
+)
+_SESSION_ID: Final = path("session", "Id of the session.", _TEXT)
 
 TABLE: Final[tuple[Route, ...]] = (
     Route(PublishHandler.route, PublishHandler, (_PUBLISH,)),
@@ -141,7 +173,10 @@ TABLE: Final[tuple[Route, ...]] = (
                 "channels",
                 "List active channels",
                 (ok("A page of channels, by name.", models.ChannelPage),),
-                description="Needs the scope `channels`; shows what its patterns cover.",
+                description=(
+                    "Needs the scope `channels`; shows what its patterns cover. Subscribers are "
+                    "counted over all nodes but those that are `silent`."
+                ),
                 parameters=(
                     query("prefix", "Only channels that begin with this.", _TEXT),
                     _LIMIT,
@@ -207,7 +242,10 @@ TABLE: Final[tuple[Route, ...]] = (
                 "sessions",
                 "List live sessions",
                 (ok("A page of sessions, by id.", models.SessionPage),),
-                description="Needs the scope `sessions`.",
+                description=(
+                    "Needs the scope `sessions`. Of all nodes; the sessions of those that are "
+                    "`silent` are missing in this page."
+                ),
                 parameters=(query("user", "Only sessions of this user.", _TEXT), _LIMIT, _CURSOR),
                 errors=KNOWN,
             ),
@@ -222,7 +260,10 @@ TABLE: Final[tuple[Route, ...]] = (
                 "endSession",
                 "End a session",
                 (Answer(204, "It is over; its client is told to stay away."),),
-                description="Needs the scope `sessions`.",
+                description=(
+                    "Needs the scope `sessions`. Whatever node it is on; `unavailable` says that "
+                    "it was not found, but not all nodes answered."
+                ),
                 parameters=(_SESSION_ID,),
                 errors=(*KNOWN, NotFound),
             ),
@@ -239,9 +280,25 @@ TABLE: Final[tuple[Route, ...]] = (
                 (ok("How many there were.", models.Ended),),
                 description=(
                     "Needs the scope `sessions`. Tokens of the user that were issued before now "
-                    "are refused from now on."
+                    "are refused from now on, on all nodes; those that are `silent` hear of it "
+                    "later, and then end the user's sessions too."
                 ),
                 parameters=(_USER,),
+                errors=KNOWN,
+            ),
+        ),
+    ),
+    Route(UserSubscriptionHandler.route, UserSubscriptionHandler, _USER_SUBSCRIPTION),
+    Route(
+        NodesHandler.route,
+        NodesHandler,
+        (
+            Operation(
+                "GET",
+                "nodes",
+                "List the nodes",
+                (ok("All living nodes, by name.", models.NodeList),),
+                description="Needs the scope `metrics`. Of a silent node only the name is known.",
                 errors=KNOWN,
             ),
         ),

@@ -2,6 +2,7 @@
 
 PubSubError
 ├── BrokerUnavailable   the broker cannot be reached, or did not answer in time; try again
+├── NotReplicated       published, but on too few replicas; try again with the same id
 ├── TooManyChannels     the broker keeps no further channel
 ├── PositionRejected    a text is not a position (also a ValueError)
 ├── RedisUrlRejected    a text is not the address of a Redis (also a ValueError)
@@ -15,6 +16,13 @@ class PubSubError(Exception):
 
 class BrokerUnavailable(PubSubError):
     """The broker cannot be reached or missed the deadline; nothing was acknowledged."""
+
+
+class NotReplicated(PubSubError):
+    """Published, but too few replicas have it yet; the same publish again says when they do.
+
+    Subscribers get the event, unless the master dies before any replica has it.
+    """
 
 
 class TooManyChannels(PubSubError):

@@ -5,7 +5,8 @@
 -- ARGV  1 now (empty: Redis's time)   2 an epoch, should one begin   3 channel   4 its address
 --       5 PUBLISH or SPUBLISH   6 room: 1 a new record may be made, 0 not, - and it is not counted
 --       7 history_size   8 history_ttl in ms   9 revision of the settings   10 idempotency window
---       in ms   11 how long a record outlives its events, in ms
+--       in ms   11 how long a record outlives its events, in ms   12 1: write also if all ids are
+--       known, so that who waits for replicas waits for those events
 --       then for each event: id, body (packed, see envelope.py)
 -- Returns {status, epoch, offset before the first new event, then for each event: its check, or
 --       the first one's position if its id is known, or nothing}; status 0: done, 1: done with a
@@ -17,7 +18,7 @@
 
 local now = clock(ARGV[1])
 local window = tonumber(ARGV[10])
-local count = (#ARGV - 11) / 2
+local count = (#ARGV - 12) / 2
 
 -- Which ids are known?
 local known = {}
@@ -25,7 +26,7 @@ local young, old, started = KEYS[3], KEYS[4], 0
 if window > 0 then
   local asked = { '' }
   for i = 1, count do
-    asked[i + 1] = ARGV[10 + 2 * i]
+    asked[i + 1] = ARGV[11 + 2 * i]
   end
   local starts = {}
   for g = 3, 4 do
@@ -47,14 +48,24 @@ local answers = { 0, '', '0' }
 local fresh = {}
 local first = {}
 for i = 1, count do
-  local id = ARGV[10 + 2 * i]
+  local id = ARGV[11 + 2 * i]
   answers[3 + i] = known[i] or ''
   if not known[i] and not first[id] then
     first[id] = i
     fresh[#fresh + 1] = i
   end
 end
+-- WAIT is for what its connection wrote; this one may not be the one that wrote the events.
+local function touch()
+  for g = 3, 4 do
+    if ARGV[12] == '1' and redis.call('EXISTS', KEYS[g]) == 1 then
+      redis.call('HSET', KEYS[g], '', redis.call('HGET', KEYS[g], '') or 0)
+    end
+  end
+end
+
 if #fresh == 0 then
+  touch()
   return answers
 end
 
@@ -62,6 +73,7 @@ local record = load(KEYS[1], now)
 local fork_it = not record
 if not record then
   if ARGV[6] == '0' then
+    touch()
     answers[1] = 2
     return answers
   end
@@ -98,11 +110,11 @@ local ids = {}
 answers[2] = epoch
 answers[3] = whole(offset)
 for _, i in ipairs(fresh) do
-  local id = ARGV[10 + 2 * i]
+  local id = ARGV[11 + 2 * i]
   local prev = check
   check = string.sub(redis.sha1hex(prev .. id), 1, 16)
   offset = offset + 1
-  local body = ARGV[11 + 2 * i]
+  local body = ARGV[12 + 2 * i]
   envelope[#envelope + 1] = '\151' .. body .. '\176' .. check
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept, whole(offset) .. skipped,
     'e', head .. prev .. '\176' .. check .. packed_time .. '\150' .. body)
@@ -113,7 +125,7 @@ for _, i in ipairs(fresh) do
 end
 for i = 1, count do
   if answers[3 + i] == '' then
-    answers[3 + i] = known[first[ARGV[10 + 2 * i]]]
+    answers[3 + i] = known[first[ARGV[11 + 2 * i]]]
   end
 end
 

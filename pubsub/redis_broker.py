@@ -45,9 +45,6 @@ class Carried(Protocol):
     def on_versions(self, versions: Mapping[str, int]) -> None:
         """All that was announced before `versions` were read has come, or is lost."""
 
-    def on_return(self) -> None:
-        """A connection was lost and is there again."""
-
 
 class RedisBroker:
     """Keeps channels in Redis, shared by all nodes; see `Broker` for what it promises.
@@ -59,6 +56,8 @@ class RedisBroker:
     - `idempotency_window_s`, `position_ttl_s`: as for `MemoryBroker`, by Redis's clock.
     - `revision`: the revision of the rules; where nodes differ, the highest applies.
     - `interval_s`: how often delivery is probed and tops are compared, jittered.
+    - `wait_replicas` (0: none): how many replicas must have an event before it is acknowledged,
+      within `wait_timeout_s`, which must be shorter than a call may take; else NotReplicated.
     - `monotonic`: a clock in s. `clock_ms` is for tests: a time for the scripts instead of Redis's.
 
     Nothing connects before `start`. A step of Redis's clock forward by more than a time to live
@@ -77,11 +76,15 @@ class RedisBroker:
         position_ttl_s: float = 604_800.0,
         revision: Callable[[], int] = lambda: 0,
         interval_s: float = INTERVAL_S,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.junk = 0
         self.history_reads = 0
+        # Called when a connection was lost and is there again.
+        self.on_return: list[Callable[[], None]] = []
         self._sink: Sink
         self._carried: Carried | None = None
         self.link = link
@@ -107,6 +110,8 @@ class RedisBroker:
             rules,
             revision,
             monotonic,
+            wait_replicas=wait_replicas,
+            wait_timeout_s=wait_timeout_s,
         )
         self.listener = RedisListener(
             link.topology, on_restored=self._on_return, on_gap=self._on_gap
@@ -198,6 +203,7 @@ class RedisBroker:
     async def subscribe(self, channel: str) -> Position:
         self._check()
         address = self.keys.address(channel)
+        reconnects = self.listener.reconnects
         confirmed = self.listener.subscribe(address, partial(self._receive, channel))
         try:
             # First the confirmation, then the top: what comes between is sent.
@@ -212,6 +218,9 @@ class RedisBroker:
                 self.listener.unsubscribe(address)
             raise
         self._heard.begin(channel, top)
+        if self.listener.reconnects != reconnects:
+            # The comparison after a reconnect may have come before this channel was known.
+            self._watch.hurry()
         return top
 
     async def unsubscribe(self, channel: str) -> None:
@@ -389,8 +398,8 @@ class RedisBroker:
 
     def _on_return(self) -> None:
         self._watch.on_return()
-        if self._carried is not None:
-            self._carried.on_return()
+        for tell in self.on_return:
+            tell()
 
     async def _versions(self) -> Mapping[str, int]:
         return {} if self._carried is None else await self._carried.versions()

@@ -44,6 +44,10 @@ class RedisChannels:
         """How many partitions there are."""
         return self._keys.partitions
 
+    def partition(self, channel: str) -> int:
+        """Return the partition of a channel."""
+        return self._keys.partition(channel)
+
     def address(self, channel: str) -> str:
         """Return the pub/sub channel of a channel."""
         return self._keys.address(channel)

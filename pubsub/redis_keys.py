@@ -14,8 +14,13 @@
     {prefix:p<n>}:e:<generation> what one life of a node entered in the partition (set)
     {prefix:n}:leases            lives of nodes by when their lease ends (sorted set)
     {prefix:n}:claims            who cleans up behind a dead node (hash)
-    prefix:node:<node>           pub/sub channel to one node
-    prefix:nodes                 pub/sub channel to all nodes
+    {prefix:n}:nodes             pub/sub channel to all nodes
+    {prefix:n}:node:<node>       pub/sub channel to one node
+    {prefix:n}:taken:<digest>    who took what can be taken once
+    {prefix:n}:notices:<topic>   notices by name (hash)
+    {prefix:n}:changed:<topic>   their names by revision (sorted set)
+    {prefix:n}:ends:<topic>      their names by when they end (sorted set)
+    {prefix:n}:state:<topic>     epoch and revision of a topic's notices (hash)
 
 A channel belongs to one partition, by a hash of its name, and all that a script touches is in one
 partition, so in one slot of a cluster. The number of partitions can never change for a prefix.
@@ -27,22 +32,33 @@ from zlib import crc32
 
 PARTITIONS: Final = 64
 
+
+class _Send(str):
+    __slots__ = ()
+
+
+# How envelopes are sent. It stands as an argument of scripts, and a topology that has sharded
+# pub/sub puts SPUBLISH in its place when it sends them: which it is cannot be known before it has
+# seen the servers, and no event can have this very object in it.
+SEND: Final = _Send("PUBLISH")
+
 _is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
 
 
 class RedisKeys:
     """The names under one prefix; raises ValueError if that is not 1 to 64 of `A-Za-z0-9_.:-`."""
 
-    # How envelopes are sent; SPUBLISH would reach the shard of the channel's slot only.
-    send: Final = "PUBLISH"
+    send: Final = SEND
 
     def __init__(self, prefix: str = "galecast", partitions: int = PARTITIONS) -> None:
         if _is_prefix(prefix) is None:
             raise ValueError("a key prefix is 1 to 64 of A-Z a-z 0-9 _ . : -")
         self.prefix = prefix
         self.partitions = partitions
-        self.nodes = f"{prefix}:nodes"
-        self.leases = (f"{{{prefix}:n}}:leases", f"{{{prefix}:n}}:claims")
+        # All that concerns nodes is in one slot: it is little, and asked for together.
+        self._nodes = f"{{{prefix}:n}}"
+        self.nodes = f"{self._nodes}:nodes"
+        self.leases = (f"{self._nodes}:leases", f"{self._nodes}:claims")
         self._tags = [f"{{{prefix}:p{number}}}" for number in range(partitions)]
         self._lists = [(f"{tag}:known", f"{tag}:active", f"{tag}:due") for tag in self._tags]
 
@@ -82,7 +98,21 @@ class RedisKeys:
 
     def node(self, name: str) -> str:
         """Return the pub/sub channel to one node."""
-        return f"{self.prefix}:node:{name}"
+        return f"{self._nodes}:node:{name}"
+
+    def taken(self, digest: str) -> str:
+        """Return the key of what can be taken once."""
+        return f"{self._nodes}:taken:{digest}"
+
+    def notices(self, topic: str) -> tuple[str, str, str, str]:
+        """Return the keys of a topic's notices: notices, changed, ends, state."""
+        nodes = self._nodes
+        return (
+            f"{nodes}:notices:{topic}",
+            f"{nodes}:changed:{topic}",
+            f"{nodes}:ends:{topic}",
+            f"{nodes}:state:{topic}",
+        )
 
     def _tag(self, channel: str) -> str:
         return self._tags[crc32(channel.encode()) % self.partitions]

@@ -11,11 +11,12 @@ from redis.exceptions import (
     NoScriptError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
     TryAgainError,
 )
 
-from pubsub.errors import BrokerUnavailable
-from pubsub.redis_client import Part
+from pubsub.errors import BrokerUnavailable, NotReplicated
+from pubsub.redis_client import Part, refusal_code
 from pubsub.redis_scripts import Script
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ _MOST_BYTES: Final = 4 * 1024 * 1024
 
 # Refusals that pass: a slot migrates, a fail-over is under way, replicas are short.
 _PASSING: Final = (TryAgainError, ClusterDownError, ReadOnlyError)
-_PASSING_CODES: Final = ("BUSY ", "NOREPLICAS ")
+_PASSING_CODES: Final = frozenset(
+    {"TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "BUSY", "NOREPLICAS"}
+)
 
 Ask = Callable[[Sequence[tuple[Part, ...]]], Awaitable[list[Any]]]
 
@@ -81,7 +84,7 @@ class Lane:
     At most `most_waiting` calls and `most_waiting_bytes` wait, more are refused. A caller that no
     longer waits does not disturb the pipeline that its call is in: connections are shared.
     `on_answer` is called when a pipeline was answered, `on_failure` when one was not, `on_refusal`
-    for an answer that is an error and will not pass.
+    for an answer that is an error and will not pass, or that too few replicas have.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Lane:
         ask: Ask,
         *,
         on_answer: Callable[[], None],
-        on_failure: Callable[[str], None],
+        on_failure: Callable[[Exception], None],
         on_refusal: Callable[[str], None],
         flights: int,
         most_waiting: int,
@@ -112,7 +115,8 @@ class Lane:
     ) -> "asyncio.Future[Any]":
         """Let a call wait for the end of this turn; raises BrokerUnavailable if too many do.
 
-        The future gets the answer, or CallFailed. `size` is what the call weighs, in bytes.
+        The future gets the answer, or CallFailed, or NotReplicated. `size` is what the call
+        weighs, in bytes.
         """
         if len(self._waiting) >= self._most_waiting or (
             self._waiting and self._waiting_bytes + size > self._most_waiting_bytes
@@ -178,7 +182,7 @@ class Lane:
                 again = iter(await self._ask(strange, set()))
                 answers = [next(again) if isinstance(a, NoScriptError) else a for a in answers]
         except (RedisError, OSError, TimeoutError) as error:
-            self._on_failure(f"{type(error).__name__}: {error}")
+            self._on_failure(error)
             failure = CallFailed("Redis did not answer", passing=True)
         except asyncio.CancelledError:
             failure = CallFailed("the broker is closed", passing=False)
@@ -190,7 +194,7 @@ class Lane:
             for call, answer in zip(calls, answers, strict=True):
                 if isinstance(answer, Exception):
                     refusal = _refusal(answer)
-                    if not refusal.passing:
+                    if isinstance(refusal, NotReplicated) or not refusal.passing:
                         self._on_refusal(f"{type(answer).__name__}: {answer}")
                     _fail(call, refusal)
                 elif not call.answer.done():
@@ -203,12 +207,16 @@ class Lane:
         return await self._ask_redis([call.command(known) for call in calls])
 
 
-def _fail(call: Call, error: CallFailed) -> None:
+def _fail(call: Call, error: CallFailed | NotReplicated) -> None:
     if not call.answer.done():
         call.answer.set_exception(error)
 
 
-def _refusal(answer: Exception) -> CallFailed:
-    text = str(answer)
-    passing = isinstance(answer, _PASSING) or text.startswith(_PASSING_CODES)
-    return CallFailed(f"Redis refused: {text}", passing=passing, refused=True)
+def _refusal(answer: Exception) -> CallFailed | NotReplicated:
+    if isinstance(answer, NotReplicated):
+        return answer
+    if not isinstance(answer, ResponseError):
+        # One server of several did not answer; it may have carried the call out.
+        return CallFailed("Redis did not answer", passing=True)
+    passing = isinstance(answer, _PASSING) or refusal_code(answer) in _PASSING_CODES
+    return CallFailed(f"Redis refused: {answer}", passing=passing, refused=True)

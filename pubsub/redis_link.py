@@ -7,21 +7,27 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError
 
 from pubsub.circuit import Circuit
 from pubsub.errors import BrokerUnavailable
 from pubsub.redis_client import Part, Topology
-from pubsub.redis_lane import CallFailed, Lane
+from pubsub.redis_lane import Ask, CallFailed, Lane
 from pubsub.redis_scripts import Script
+from pubsub.redis_sentinel import Sentinel
 
 _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S: Final = 60.0
 # Between two tries of the same call, in s.
 _PAUSE_S: Final = (0.02, 0.5)
+# Pipelines under way in a lane, and in one whose pipelines each wait for replicas.
+_FLIGHTS: Final = 2
+_WAITING_FLIGHTS: Final = 6
 
 
 class RedisLink:
@@ -53,32 +59,59 @@ class RedisLink:
         self.on_return = on_return
         self._reviving: asyncio.Task[None] | None = None
         self._closed = False
-        self._lanes = [
-            Lane(
-                topology.ask,
-                on_answer=self._on_answer,
-                on_failure=self._on_failure,
-                on_refusal=self._on_refusal,
-                flights=2,
-                most_waiting=most_waiting,
-                most_waiting_bytes=most_waiting_bytes,
-            )
-            for _ in range(2)
-        ]
+        self._why: str | None = None
+        self._try_soon = asyncio.Event()
+        if isinstance(topology, Sentinel):
+            topology.on_master = self._try_soon.set
+        self._most_waiting = most_waiting
+        self._most_waiting_bytes = most_waiting_bytes
+        self._lanes = [self._lane(topology.ask, _FLIGHTS) for _ in range(2)]
+        self._replicated: Lane | None = None
+
+    def _lane(self, ask: Ask, flights: int) -> Lane:
+        return Lane(
+            ask,
+            on_answer=self._on_answer,
+            on_failure=self._on_failure,
+            on_refusal=self._on_refusal,
+            flights=flights,
+            most_waiting=self._most_waiting,
+            most_waiting_bytes=self._most_waiting_bytes,
+        )
+
+    def wait_replicas(self, replicas: int, timeout_s: float) -> None:
+        """Make a lane for publishes that wait until replicas have them; called at most once.
+
+        Its connections are its own while they wait, so that nothing else does.
+        """
+        # 0 would be for ever.
+        timeout_ms = max(1, round(timeout_s * 1000))
+        ask = partial(self.topology.ask, replicas=replicas, replicas_timeout_ms=timeout_ms)
+        self._replicated = self._lane(ask, _WAITING_FLIGHTS)
+        self._lanes.append(self._replicated)
 
     def problem(self) -> str | None:
         """Return what is wrong, or None."""
-        return "Redis does not answer" if self.circuit.open else None
+        return self._why or "Redis does not answer" if self.circuit.open else None
 
     def send_publish(
-        self, script: Script, keys: Sequence[str], parts: Sequence[Part], size: int
+        self,
+        script: Script,
+        keys: Sequence[str],
+        parts: Sequence[Part],
+        size: int,
+        *,
+        replicated: bool = False,
     ) -> "asyncio.Future[Any]":
         """Let a publish wait for the end of this turn; the future gets its answer or CallFailed.
 
-        Raises BrokerUnavailable if Redis is known to be away, or too many wait.
+        If it is to be `replicated`, which `wait_replicas` must have made possible, the future may
+        also get NotReplicated. Raises BrokerUnavailable if Redis is known to be away, or too many
+        wait.
         """
         self._check()
-        return self._lanes[0].send(script, keys, parts, size)
+        lane = self._replicated if replicated and self._replicated else self._lanes[0]
+        return lane.send(script, keys, parts, size)
 
     async def run(
         self, script: Script, keys: Sequence[str], *parts: Part, repeat: bool = True
@@ -107,8 +140,8 @@ class RedisLink:
     def _check(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the broker is closed")
-        if self.circuit.open:
-            raise BrokerUnavailable("Redis does not answer")
+        if problem := self.problem():
+            raise BrokerUnavailable(problem)
 
     async def _call(
         self, script: Script | None, keys: Sequence[str], parts: Sequence[Part], repeat: bool
@@ -133,13 +166,18 @@ class RedisLink:
     def _on_answer(self) -> None:
         self.circuit.succeeded()
 
-    def _on_failure(self, text: str) -> None:
+    def _on_failure(self, error: Exception) -> None:
+        self._note(error)
         if self.circuit.failed() and not self._closed:
-            _log.warning("Redis is away: %s", text)
+            _log.warning("Redis is away: %s: %s", type(error).__name__, error)
             for lane in self._lanes:
                 lane.refuse("Redis does not answer")
             if self._reviving is None or self._reviving.done():
                 self._reviving = asyncio.get_running_loop().create_task(self._revive())
+
+    def _note(self, error: Exception) -> None:
+        # Other texts name addresses.
+        self._why = str(error) if isinstance(error, MasterNotFoundError) else None
 
     def _on_refusal(self, text: str) -> None:
         """Say so in the log, once in a while: clients are only told that the broker is away."""
@@ -149,15 +187,22 @@ class RedisLink:
             _log.warning("Redis refused a call: %s", text)
 
     async def _revive(self) -> None:
-        """Try now and then whether Redis answers again."""
+        """Try whether Redis answers again: now and then, and when there is a new master."""
+        self._try_soon.clear()
         while True:
-            await asyncio.sleep(self.circuit.pause())
+            try:
+                async with asyncio.timeout(self.circuit.pause()):
+                    await self._try_soon.wait()
+            except TimeoutError:
+                pass
+            self._try_soon.clear()
             # A call that was under way when the circuit opened may have closed it.
             if self.circuit.open:
                 try:
                     await self.topology.ask([("PING",)])
                 except (RedisError, OSError, TimeoutError) as error:
                     self.circuit.failed()
+                    self._note(error)
                     _log.info("Redis is still away: %s", error)
                     continue
             self.circuit.succeeded()

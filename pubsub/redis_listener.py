@@ -1,51 +1,71 @@
-"""How does an event reach every node? This file: the connection on which Redis sends to this node.
+"""How does an event reach every node? This file: what this node hears of Redis, and from where.
 
 Pub/sub loses what is sent while nobody listens, and tells nobody. So whatever may have opened a gap
-is told: `on_gap`, with the addresses, for what Redis said unasked; `on_restored` when a lost
-connection was replaced and every subscription was confirmed anew.
+is told: `on_gap`, with the addresses, for what Redis said unasked and for what another server sends
+from now on; `on_restored` when a lost connection was replaced and every subscription on it was
+confirmed anew, and when a server of several took another's place.
 """
 
 import asyncio
 import logging
-import math
 import random
-from collections import deque
 from collections.abc import Callable
-from itertools import groupby
-from typing import Any, Final
+from functools import partial
+from typing import Final, Protocol, runtime_checkable
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from pubsub.errors import BrokerUnavailable
 from pubsub.redis_client import Topology
+from pubsub.redis_line import Line, Receive, Topic
+from pubsub.redis_slots import slot_of_key
+from pubsub.redis_url import Endpoint
 
 _log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = (0.05, 2.0)
-# Names in one SUBSCRIBE.
-_BATCH: Final = 500
-# Reading gives way to the rest of the node after this long.
-_SLICE_S: Final = 0.005
-
-Receive = Callable[[bytes], None]
 
 
-class _Topic:
-    """A subscription that is wanted: who receives, whether Redis confirmed, who waits for it."""
+@runtime_checkable
+class Spread(Protocol):
+    """A topology of several servers, each of which carries out a part of the calls.
 
-    __slots__ = ("confirmed", "receive", "waiting")
+    `on_change` is called when another server carries out what one did before.
+    """
 
-    def __init__(self, receive: Receive) -> None:
-        self.receive = receive
-        self.confirmed = False
-        self.waiting: list[asyncio.Future[None]] = []
+    on_change: Callable[[], None]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each server sends only what is published there; known after `prepare`."""
+        ...
+
+    async def prepare(self) -> None:
+        """Wait until the servers are known; raises RedisError, OSError or TimeoutError."""
+        ...
+
+    def home(self, address: str) -> Endpoint | None:
+        """Return the server from which comes what is sent on an address, None if unknown."""
+        ...
+
+    def listening(self, home: Endpoint | None = None) -> AbstractConnection:
+        """Return a new connection for pub/sub to a server, to any with None."""
+        ...
+
+    def doubt(self) -> None:
+        """Look soon whether the servers are others; as often as one likes."""
+        ...
+
+    def moved(self, slot: int, host: str, port: int) -> None:
+        """Take note of what a server said of a slot."""
+        ...
 
 
 class RedisListener:
-    """Owns the pub/sub connection, and the tasks that keep it; a lost one is replaced.
+    """Owns the pub/sub connections; lost ones are replaced.
 
-    Messages are handed over by plain calls, in the order in which Redis sent them. `reconnects`
+    There is one connection, or one to each server that sends what is to be heard. `reconnects`
     counts connections that were lost, `surprises` what Redis said unasked.
     """
 
@@ -58,25 +78,40 @@ class RedisListener:
     ) -> None:
         self.reconnects = 0
         self.surprises = 0
-        self.restored = False
+        self.spread = topology if isinstance(topology, Spread) else None
         self._topology = topology
         self._on_restored = on_restored
         self._on_gap = on_gap
-        self._topics: dict[bytes, _Topic] = {}
-        # What this connection has yet to confirm, in the order in which it was asked.
-        self._expected: dict[bytes, deque[_Topic | None]] = {}
-        # What is yet to be said: a topic to join, or None to leave.
-        self._outbox: list[tuple[bytes, _Topic | None]] = []
-        self._post = asyncio.Event()
-        self._connected = False
-        self._unconfirmed: set[bytes] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._session: asyncio.Task[None] | None = None
+        self._topics: dict[bytes, Topic] = {}
+        # The same by slot, since slots move as a whole.
+        self._slots: dict[int, dict[bytes, Topic]] = {}
+        self._lines: dict[Endpoint | None, Line] = {}
+        self._prepared = False
+        self._preparing: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
+
+    @property
+    def restored(self) -> bool:
+        """Whether every connection stands, and all subscriptions were confirmed on it."""
+        lines = self._lines.values()
+        placed = sum(len(line.topics) for line in lines)
+        return placed == len(self._topics) and bool(lines) and all(line.whole for line in lines)
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many subscriptions a connection that stands has yet to confirm, before `restored`."""
+        return sum(line.unconfirmed for line in self._lines.values())
 
     def start(self) -> None:
         """Connect, and stay connected; called once."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        if self.spread is None:
+            self._prepared = True
+            self._line(None)
+            self._place()
+        else:
+            self.spread.on_change = self._on_change
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare(self.spread))
 
     def subscribe(self, address: str, receive: Receive) -> "asyncio.Future[None]":
         """Hand what comes on `address` to `receive`; the future is done when Redis has confirmed.
@@ -89,8 +124,9 @@ class RedisListener:
         name = address.encode()
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = _Topic(receive)
-            self._say(name, topic)
+            topic = self._topics[name] = Topic(receive)
+            self._slots.setdefault(self._slot(address), {})[name] = topic
+            self._put(name, topic)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if topic.confirmed:
             future.set_result(None)
@@ -104,177 +140,140 @@ class RedisListener:
         topic = self._topics.pop(name, None)
         if topic is None:
             return
-        self._unconfirmed.discard(name)
-        _fail(topic, "the subscription was ended")
-        self._say(name, None)
-        self._check_restored()
+        slot = self._slot(address)
+        del self._slots[slot][name]
+        if not self._slots[slot]:
+            del self._slots[slot]
+        topic.fail("the subscription was ended")
+        if topic.line is not None:
+            topic.line.leave(name)
 
-    def break_off(self) -> None:
-        """Replace the connection: it is not what it seems."""
-        if self._session is not None:
-            self._session.cancel()
+    def home(self, address: str) -> Endpoint | None:
+        """Return the server that sends what comes on `address`; None if there is only one."""
+        return None if self.spread is None else self.spread.home(address)
+
+    def stands(self, address: str) -> bool:
+        """Whether the connection stands on which `address` is heard."""
+        topic = self._topics.get(address.encode())
+        return topic is not None and topic.line is not None and topic.line.whole
+
+    def pending(self, address: str) -> int:
+        """Return how much the connection of `address` has yet to confirm, if it stands."""
+        topic = self._topics.get(address.encode())
+        return 0 if topic is None or topic.line is None else topic.line.unconfirmed
+
+    def break_off(self, address: str | None = None) -> None:
+        """Replace the connection on which `address` is heard, or all: it is not what it seems."""
+        topic = None if address is None else self._topics.get(address.encode())
+        for line in self._lines.values():
+            if topic is None or topic.line is line:
+                line.break_off()
 
     async def close(self) -> None:
-        """Let go of the connection; may be called twice."""
+        """Let go of all connections; may be called twice."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait([self._preparing])
+        for line in self._lines.values():
+            await line.close()
+        while self._ending:
+            await asyncio.wait(self._ending)
         for topic in self._topics.values():
-            _fail(topic, "the broker is closed")
+            topic.fail("the broker is closed")
         self._topics.clear()
+        self._slots.clear()
 
-    # The connection
+    # Which connection hears what
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _prepare(self, spread: Spread) -> None:
         pause = _PAUSE_S[0]
-        while True:
-            began = loop.time()
-            self._session = loop.create_task(self._serve())
+        while not self._prepared:
             try:
-                await asyncio.wait([self._session])
-            finally:
-                self._session.cancel()
-                await asyncio.wait([self._session])
-            # Else Redis would be asked again at once, for everything, if it ends each connection.
-            if loop.time() - began > _PAUSE_S[1]:
-                pause = _PAUSE_S[0]
-            self.reconnects += self.restored
-            self._forget()
-            _tell_end(self._session)
-            await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311
-            pause = min(pause * 2, _PAUSE_S[1])
+                await spread.prepare()
+                self._prepared = True
+            except (RedisError, OSError, TimeoutError) as error:
+                _log.info("the Redis cluster is not known: %s", error)
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311
+                pause = min(pause * 2, _PAUSE_S[1])
+        self._place()
 
-    async def _serve(self) -> None:
-        """Serve one connection until it fails."""
-        connection = self._topology.listening()
-        try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            self._connected = True
-            self._unconfirmed = set(self._topics)
-            self._outbox = list(self._topics.items())
-            self._post.set()
-            self._check_restored()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(connection))
-                tasks.create_task(self._read(connection))
-        finally:
-            await connection.disconnect(nowait=True)
+    def _slot(self, address: str) -> int:
+        return 0 if self.spread is None else slot_of_key(address)
 
-    def _forget(self) -> None:
-        self.restored = self._connected = False
-        self._expected.clear()
-        self._outbox.clear()
-        for topic in self._topics.values():
-            topic.confirmed = False
+    def _place(self) -> None:
+        """Join each topic where it belongs, if it is not there yet."""
+        for topics in self._slots.values():
+            name, topic = next(iter(topics.items()))
+            line = topic.line
+            self._put(name, topic)
+            if topic.line is not line:
+                for name, topic in topics.items():
+                    self._put(name, topic)
+        for home, line in list(self._lines.items()):
+            if home is not None and not line.topics:
+                del self._lines[home]
+                task = asyncio.get_running_loop().create_task(line.close())
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
 
-    def _check_restored(self) -> None:
-        if not self.restored and self._connected and not self._unconfirmed:
-            self.restored = True
+    def _put(self, name: bytes, topic: Topic) -> None:
+        if not self._prepared or self._closed:
+            return
+        sharded = self.spread is not None and self.spread.sharded
+        home = self.home(name.decode()) if sharded else None
+        if topic.line is not None:
+            if topic.line.home == home:
+                return
+            # The former owner has ended it, or will with its connection.
+            topic.line.leave(name, say=False)
+        if home is None and sharded:
+            # Nobody owns the slot; it is joined when somebody does.
+            return
+        self._line(home).join(name, topic)
+
+    def _line(self, home: Endpoint | None) -> Line:
+        line = self._lines.get(home)
+        if line is None:
+            listening = self._topology.listening
+            sharded = False
+            if self.spread is not None:
+                listening = partial(self.spread.listening, home)
+                sharded = self.spread.sharded
+            line = self._lines[home] = Line(home, listening, self, sharded=sharded)
+        return line
+
+    def _on_change(self) -> None:
+        if not self._prepared or self._closed:
+            return
+        if self.spread is not None and self.spread.sharded:
+            self._place()
+        else:
+            # The connection may well stand, but a server that took another's place may have lost
+            # what that one had acknowledged.
             self._on_restored()
 
-    # What is said
+    # What happens on a connection
 
-    def _say(self, name: bytes, topic: _Topic | None) -> None:
-        # A new connection joins all topics anyway.
-        if self._connected:
-            self._outbox.append((name, topic))
-            self._post.set()
+    def on_whole(self, line: Line) -> None:
+        """See `LineOwner`."""
+        self._on_restored()
 
-    async def _write(self, connection: AbstractConnection) -> None:
-        while True:
-            await self._post.wait()
-            self._post.clear()
-            outbox, self._outbox = self._outbox, []
-            for leave, run in groupby(outbox, key=lambda each: each[1] is None):
-                said = list(run)
-                for at in range(0, len(said), _BATCH):
-                    batch = said[at : at + _BATCH]
-                    for name, topic in batch:
-                        self._expected.setdefault(name, deque()).append(topic)
-                    verb = "UNSUBSCRIBE" if leave else "SUBSCRIBE"
-                    packed = connection.pack_command(verb, *(name for name, _topic in batch))
-                    await connection.send_packed_command(packed, check_health=False)
+    def on_gap(self, address: str) -> None:
+        """See `LineOwner`."""
+        self._on_gap(address)
 
-    # What is heard
+    def on_surprise(self) -> None:
+        """See `LineOwner`."""
+        self.surprises += 1
 
-    async def _read(self, connection: AbstractConnection) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _SLICE_S
-        while True:
-            # Silence is for the probe to notice.
-            reply = await connection.read_response(
-                disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-            )
-            self._hear(reply)
-            if loop.time() > end:
-                await asyncio.sleep(0)
-                end = loop.time() + _SLICE_S
+    def on_end(self, line: Line, whole: bool) -> None:
+        """See `LineOwner`."""
+        self.reconnects += whole
+        if self.spread is not None:
+            self.spread.doubt()
 
-    def _hear(self, reply: Any) -> None:
-        kind, name, what = reply
-        if kind == b"message":
-            topic = self._topics.get(name)
-            if topic is not None:
-                topic.receive(what)
-        elif kind == b"subscribe":
-            self._confirm(name)
-        elif kind == b"unsubscribe":
-            expected = self._expected.get(name)
-            if expected and expected[0] is None:
-                self._expect_no_more(name, expected)
-            else:
-                self._surprise(name)
-
-    def _confirm(self, name: bytes) -> None:
-        expected = self._expected.get(name)
-        topic = expected[0] if expected else None
-        if not expected or topic is None:
-            self._surprise(name)
-            return
-        self._expect_no_more(name, expected)
-        if self._topics.get(name) is not topic:
-            return
-        if topic.confirmed:
-            self._on_gap(name.decode())
-        topic.confirmed = True
-        for future in topic.waiting:
-            if not future.done():
-                future.set_result(None)
-        topic.waiting.clear()
-        self._unconfirmed.discard(name)
-        self._check_restored()
-
-    def _expect_no_more(self, name: bytes, expected: "deque[_Topic | None]") -> None:
-        expected.popleft()
-        if not expected:
-            del self._expected[name]
-
-    def _surprise(self, name: bytes) -> None:
-        """Redis said what was not asked: join again, and tell of a gap when that is confirmed."""
-        topic = self._topics.get(name)
-        if topic is not None:
-            self.surprises += 1
-            self._say(name, topic)
-
-
-def _fail(topic: _Topic, text: str) -> None:
-    for future in topic.waiting:
-        if not future.done():
-            future.set_exception(BrokerUnavailable(text))
-    topic.waiting.clear()
-
-
-def _tell_end(session: "asyncio.Task[None]") -> None:
-    """Log why a connection ended; what is unexpected, in full."""
-    if session.cancelled():
-        _log.info("Redis pub/sub connection was broken off")
-        return
-    error = session.exception()
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, RedisError | OSError | TimeoutError):
-        _log.info("Redis pub/sub connection ended: %s", error)
-    elif error is not None:
-        _log.error("Redis pub/sub connection failed", exc_info=error)
+    def on_moved(self, slot: int, host: str, port: int) -> None:
+        """See `LineOwner`."""
+        if self.spread is not None:
+            self.spread.moved(slot, host, port)

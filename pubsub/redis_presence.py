@@ -72,6 +72,7 @@ class RedisPresence:
         self._rounds: list[asyncio.Task[None]] = []
         self._closed = False
         broker.carry(self)
+        broker.on_return.append(self._on_return)
 
     def bind(self, sink: PresenceSink) -> None:
         self._sink = sink
@@ -170,11 +171,6 @@ class RedisPresence:
         for channel, version in versions.items():
             self._sink.on_presence_version(channel, version)
 
-    def on_return(self) -> None:
-        """A connection was lost and is there again: Redis may have forgotten, or missed a call."""
-        self._entries.doubt_all()
-        self._beat_soon.set()
-
     def _check(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the presence store is closed")
@@ -183,6 +179,11 @@ class RedisPresence:
         return "" if self._clock_ms is None else self._clock_ms()
 
     # ---- the tasks
+
+    def _on_return(self) -> None:
+        """Redis may have forgotten, or missed a call."""
+        self._entries.doubt_all()
+        self._beat_soon.set()
 
     def _on_new_life(self, before: str) -> None:
         if before:

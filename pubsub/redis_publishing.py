@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pubsub.broker import HistoryRules
 from pubsub.envelope import pack_body
-from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
+from pubsub.errors import BrokerUnavailable, NotReplicated, PubSubError, TooManyChannels
 from pubsub.event import Draft, Published
 from pubsub.heard import Acknowledged
 from pubsub.position import Position, new_epoch
@@ -38,7 +38,18 @@ Answers = list[Published | PubSubError | None]
 class _Job:
     """The events of one channel of a publish: `places` are theirs among all drafts."""
 
-    __slots__ = ("begin", "body", "channel", "counted", "end", "keys", "listed", "places", "size")
+    __slots__ = (
+        "begin",
+        "body",
+        "channel",
+        "counted",
+        "end",
+        "keys",
+        "listed",
+        "places",
+        "repeated",
+        "size",
+    )
 
     def __init__(self, channel: str, keys: Sequence[str], listed: bool) -> None:
         self.listed = listed
@@ -51,10 +62,13 @@ class _Job:
         self.size = 0
         # Whether the channels were counted since room for this one was refused.
         self.counted = False
+        # Whether what is packed was sent before, and the answer did not come.
+        self.repeated = False
 
     def load(self, drafts: Sequence[Draft]) -> bool:
         """Pack the next events, as many as go into one call; False if none are left."""
         self.begin = self.end
+        self.repeated = False
         self.body.clear()
         self.size = _CALL_BYTES
         left = len(self.places)
@@ -73,6 +87,10 @@ class RedisPublishing:
     A call whose answer did not come is repeated until the deadline, since the ids tell what was
     done before; not without a window in which they are remembered. A channel's events go one call
     after the other, so that they keep their order.
+
+    With `wait_replicas`, each call waits up to `wait_timeout_s` (shorter than a call may take)
+    until that many replicas have its events, those that were known before too. If too few have
+    them by then, they are answered with NotReplicated. Channels that are not listed do not wait.
     """
 
     def __init__(
@@ -85,8 +103,14 @@ class RedisPublishing:
         rules: HistoryRules,
         revision: Callable[[], int],
         monotonic: Callable[[], float],
+        *,
+        wait_replicas: int = 0,
+        wait_timeout_s: float = 1.0,
     ) -> None:
         self._link = link
+        self._wait_replicas = wait_replicas
+        if wait_replicas:
+            link.wait_replicas(wait_replicas, wait_timeout_s)
         self._scripts = scripts
         self._keys = keys
         self._times = times
@@ -150,8 +174,14 @@ class RedisPublishing:
                     self._take(job, drafts, answers, answer)
                     if job.load(drafts):
                         left.append(job)
+                except NotReplicated as error:
+                    # The caller asks again: to wait longer would hold up all others.
+                    _refuse(job, answers, BrokerUnavailable("those before it were not replicated"))
+                    for place in job.places[job.begin : job.end]:
+                        answers[place] = error
                 except CallFailed as error:
                     if error.passing and (error.refused or self._times.window_ms):
+                        job.repeated = job.repeated or not error.refused
                         failed.append(job)
                     else:
                         _refuse(job, answers, error)
@@ -181,6 +211,7 @@ class RedisPublishing:
     def _send(self, job: _Job, room: bool) -> "asyncio.Future[Any]":
         times = self._times
         size, ttl_ms, lapse_ms = 0, 0, _UNLISTED_LAPSE_MS
+        replicated = job.listed and self._wait_replicas > 0
         if job.listed:
             rule = self._rules.rule(job.channel)
             size, ttl_ms = rule.history_size, round(rule.history_ttl_s * 1000)
@@ -197,9 +228,12 @@ class RedisPublishing:
             self._revision(),
             times.window_ms,
             lapse_ms,
+            int(replicated),
         ]
         parts += job.body
-        return self._link.send_publish(self._scripts.publish, job.keys, parts, job.size)
+        return self._link.send_publish(
+            self._scripts.publish, job.keys, parts, job.size, replicated=replicated
+        )
 
     async def _count(self, jobs: list[_Job], answers: Answers) -> bool:
         """Count the channels anew: a place may have been reserved that was not taken."""
@@ -229,6 +263,9 @@ class RedisPublishing:
             elif each:
                 first = Position.parse(each.decode())
                 answers[place] = Published(job.channel, first, event_id, True)
+                if job.repeated and (top is None or top.offset < first.offset):
+                    # Acknowledged only now, since the first answer was lost.
+                    top = first
             else:
                 answers[place] = too_many(self._channels)
         if top is not None:

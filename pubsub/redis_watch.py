@@ -3,28 +3,38 @@
 A probe goes the way of all events and must come back: the same script, the same lane, the same
 connection. Since Redis sends in order, all that was published before it has come when it comes, or
 is lost. So tops that were read before a probe was sent are compared when it has come.
+
+A cluster keeps an order for each of its masters only. So each gets a probe of its own, and is
+watched for itself: one that is away or deaf does not keep the others from being watched.
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from functools import partial
+from itertools import count
+from typing import Final, Literal
 
 from pubsub.envelope import Batch, read_envelope
 from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
 from pubsub.event import Draft, Published
 from pubsub.heard import Heard
 from pubsub.position import Position, new_epoch
-from pubsub.redis_channels import RedisChannels
+from pubsub.redis_channels import RedisChannels, gather
 from pubsub.redis_link import RedisLink
 from pubsub.redis_listener import RedisListener
 from pubsub.redis_publishing import RedisPublishing
+from pubsub.redis_url import Endpoint
 
 _log = logging.getLogger(__name__)
 
 # Partitions whose lists are cleaned up with each comparison.
 _SWEPT: Final = 2
+
+# What became of a probe: it came; it was not taken; it did not come on a connection that stands;
+# nothing can be said.
+Outcome = Literal["heard", "refused", "silent", "unknown"]
 
 
 class RedisWatch:
@@ -72,9 +82,12 @@ class RedisWatch:
         self._reopen = reopen
         self._contradict = contradict
         self._monotonic = monotonic
-        self._probe_channel = f"$probe.{node}"
+        self._probe_channels = self._choose_channels(node)
         self._probes: dict[str, asyncio.Future[bool]] = {}
         self._probe_soon = asyncio.Event()
+        # How much the connection of a probe had yet to confirm the last time.
+        self._unconfirmed: dict[str, int] = {}
+        self._silent_since: dict[Endpoint | None, float] = {}
         self._trouble: str | None = "nothing has come from Redis yet"
         self._hurry = asyncio.Event()
         self._returned = False
@@ -83,8 +96,9 @@ class RedisWatch:
 
     def start(self) -> None:
         """Begin to watch; called once."""
-        address = self._channels.address(self._probe_channel)
-        self._listener.subscribe(address, self._on_probe).cancel()
+        for channel in self._probe_channels:
+            address = self._channels.address(channel)
+            self._listener.subscribe(address, partial(self._on_probe, channel)).cancel()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._probe_on()), loop.create_task(self._compare_on())]
 
@@ -115,16 +129,39 @@ class RedisWatch:
 
     # The probe
 
-    async def probe(self, timeout_s: float) -> bool:
-        """Send a probe; False if it did not come back in time, or its connection was lost.
+    def _choose_channels(self, node: str) -> list[str]:
+        """Return a channel to probe, and in a cluster one in each partition."""
+        if self._listener.spread is None:
+            return [f"$probe.{node}"]
+        partitions = self._channels.partitions
+        found: dict[int, str] = {}
+        for number in count():
+            channel = f"$probe.{node}.{number}"
+            found.setdefault(self._channels.partition(channel), channel)
+            if len(found) == partitions:
+                return list(found.values())
+        raise AssertionError
 
-        Raises BrokerUnavailable if it could not be published.
+    def _homes(self) -> dict[Endpoint | None, str]:
+        """Return the servers that events come from, and a channel to probe each."""
+        homes: dict[Endpoint | None, str] = {}
+        for channel in self._probe_channels:
+            homes.setdefault(self._listener.home(self._channels.address(channel)), channel)
+        return homes
+
+    async def probe(self, timeout_s: float) -> bool:
+        """Send probes to all; False if one did not come back in time, or its connection was lost.
+
+        Raises BrokerUnavailable if one could not be published.
         """
+        return all(await gather([self._probe(each, timeout_s) for each in self._homes().values()]))
+
+    async def _probe(self, channel: str, timeout_s: float) -> bool:
         name = new_epoch()
         back: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._probes[name] = back
         try:
-            draft = Draft(self._probe_channel, name, "probe", b"null")
+            draft = Draft(channel, name, "probe", b"null")
             (answer,) = await self._publishing.publish([draft], listed=False)
             if not isinstance(answer, Published):
                 raise answer
@@ -135,9 +172,9 @@ class RedisWatch:
         finally:
             del self._probes[name]
 
-    def _on_probe(self, payload: bytes) -> None:
+    def _on_probe(self, channel: str, payload: bytes) -> None:
         try:
-            content = read_envelope(self._probe_channel, payload)
+            content = read_envelope(channel, payload)
         except JunkReceived:
             return
         if isinstance(content, Batch):
@@ -147,41 +184,67 @@ class RedisWatch:
                     back.set_result(True)
 
     async def _probe_on(self) -> None:
-        silent_since: float | None = None
         while True:
             began = self._monotonic()
             self._probe_soon.clear()
+            homes = self._homes()
             try:
-                silent = await self._is_silent()
+                outcomes = await gather([self._try(channel) for channel in homes.values()])
             except Exception:
                 _log.exception("a probe failed")
-                silent = False
+                outcomes = ["unknown"] * len(homes)
             now = self._monotonic()
-            if not silent:
-                silent_since = None
-            elif silent_since is None:
-                silent_since = began
-            elif now - silent_since >= 2 * self._interval_s:
-                silent_since = None
-                self._trouble = "what is published does not come back from Redis"
-                self.silences += 1
-                _log.warning("Redis pub/sub is silent; the connection is replaced")
-                self._listener.break_off()
+            self._judge(dict(zip(homes, outcomes, strict=True)), homes, began)
             await _wait(self._probe_soon, began + self._jittered() - now)
 
-    async def _is_silent(self) -> bool:
-        """Send a probe; True if it was taken, and did not come back on a connection that stands."""
-        if not self._listener.restored:
-            return False
-        try:
-            if await self.probe(self._interval_s):
-                self._trouble = None
-                return False
-        except PubSubError as error:
+    def _judge(
+        self,
+        outcomes: Mapping[Endpoint | None, Outcome],
+        channels: Mapping[Endpoint | None, str],
+        began: float,
+    ) -> None:
+        """Note what is wrong; replace connections that have been silent for long enough."""
+        if all(outcome == "heard" for outcome in outcomes.values()):
+            self._trouble = None
+        elif "refused" in outcomes.values():
             self._trouble = "Redis takes no events"
+        before, self._silent_since = self._silent_since, {}
+        for home, outcome in outcomes.items():
+            if outcome != "silent":
+                continue
+            since = before.get(home, began)
+            if home not in before or self._monotonic() - since < 2 * self._interval_s:
+                self._silent_since[home] = since
+                continue
+            self._trouble = "what is published does not come back from Redis"
+            self.silences += 1
+            _log.warning("Redis pub/sub is silent; the connection is replaced")
+            self._listener.break_off(self._channels.address(channels[home]))
+
+    async def _try(self, channel: str) -> Outcome:
+        """Send a probe; a connection that stands and confirms no subscription is silent too.
+
+        No probe can come on that one.
+        """
+        address = self._channels.address(channel)
+        if not self._listener.stands(address):
+            return "silent" if self._is_stuck(channel) else "unknown"
+        self._unconfirmed.pop(channel, None)
+        try:
+            if await self._probe(channel, self._interval_s):
+                return "heard"
+        except PubSubError as error:
             _log.info("a probe was refused: %s", error)
-            return False
-        return not self._probe_soon.is_set()
+            return "refused"
+        # Or its connection was lost, which is noticed elsewhere.
+        return "unknown" if self._probe_soon.is_set() else "silent"
+
+    def _is_stuck(self, channel: str) -> bool:
+        """Say whether Redis answers, and has confirmed no subscription since the last time."""
+        now = self._listener.pending(self._channels.address(channel))
+        before = self._unconfirmed.get(channel)
+        self._unconfirmed[channel] = now
+        return self._link.problem() is None and 0 < now == before
 
     def _jittered(self) -> float:
         return random.uniform(0.75, 1.25) * self._interval_s  # noqa: S311
@@ -200,9 +263,14 @@ class RedisWatch:
                 _log.exception("comparing tops failed")
 
     async def _look(self) -> None:
-        if self._returned:
-            await self._check_acknowledged()
-        await self.compare()
+        failures: list[PubSubError] = []
+        for each in (self._check_acknowledged, self.compare):
+            try:
+                await each()
+            except PubSubError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         if self._channels.room.most:
             await self._channels.count()
         for _ in range(_SWEPT):
@@ -212,39 +280,73 @@ class RedisWatch:
     async def compare(self) -> None:
         """Compare the tops of all subscribed channels with what was heard, and renew the leases.
 
-        So are the versions of watched presence sets compared. Raises BrokerUnavailable.
+        So are the versions of watched presence sets compared. Raises BrokerUnavailable, after it
+        has compared what it could.
         """
         before = self._heard.snapshot()
         if not before:
             return
-        found = await self._channels.tops(before, self._node)
+        homes = self._homes()
+        shares: dict[Endpoint | None, dict[str, Position]] = {home: {} for home in homes}
+        for channel, position in before.items():
+            home = self._listener.home(self._channels.address(channel))
+            shares.setdefault(home, {})[channel] = position
+        all_tops = await asyncio.gather(*map(self._tops, shares.values()), return_exceptions=True)
+        versions: Mapping[str, int] = {}
+        failures: list[BaseException] = []
+        try:
+            versions = await self._versions()
+        except PubSubError as error:
+            failures.append(error)
+        probes = await asyncio.gather(
+            *(self._probe(channel, self._interval_s) for channel in homes.values()),
+            return_exceptions=True,
+        )
+        came = dict(zip(homes, probes, strict=True))
+        for (home, share), tops in zip(shares.items(), all_tops, strict=True):
+            # Else nothing is known of what is on its way.
+            if came.get(home) is True and not isinstance(tops, BaseException):
+                for channel, position in self._heard.doubtful(share, tops):
+                    self.doubts += 1
+                    self._tell(channel, position)
+        if all(each is True for each in probes):
+            self._tell_versions(versions)
+        failures += [each for each in (*all_tops, *probes) if isinstance(each, BaseException)]
+        if failures:
+            raise failures[0]
+
+    async def _tops(self, share: Mapping[str, Position]) -> dict[str, Position]:
+        """Return the tops of channels, and make records that are gone; raises BrokerUnavailable."""
+        found = await self._channels.tops(share, self._node)
         tops: dict[str, Position] = {}
         for channel, top in found.items():
             if top is not None:
                 tops[channel] = top[0]
             elif channel in self._heard:
                 tops[channel] = await self._reopen(channel)
-        versions = await self._versions()
-        if not await self.probe(self._interval_s):
-            # Nothing is known of what is on its way.
-            return
-        for channel, position in self._heard.doubtful(before, tops):
-            self.doubts += 1
-            self._tell(channel, position)
-        self._tell_versions(versions)
+        return tops
 
     async def _check_acknowledged(self) -> None:
         """Let Redis compare what this node acknowledged with what it holds now.
 
-        An acknowledged event that died with a master then shows as a fork, not as silence.
+        An acknowledged event that died with a master then shows as a fork, not as silence. Raises
+        BrokerUnavailable, after it has compared what it could.
         """
+        if not self._returned:
+            return
         self._returned = False
-        try:
-            for channel, position in self._publishing.acknowledged.recent(self._monotonic()):
+        failures: dict[Endpoint | None, BrokerUnavailable] = {}
+        for channel, position in self._publishing.acknowledged.recent(self._monotonic()):
+            home = self._listener.home(self._channels.address(channel))
+            if home in failures:
+                continue
+            try:
                 await self._contradict(channel, position)
-        except BrokerUnavailable:
+            except BrokerUnavailable as error:
+                failures[home] = error
+        for failure in failures.values():
             self._returned = True
-            raise
+            raise failure
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -35,6 +35,7 @@ from server.log import configure
 from server.metrics import Metrics
 from server.node import Node, assemble
 from server.ticker import LoopLag
+from server.tie import Tie
 from server.timetable import Timetable
 
 _log = logging.getLogger("galecast")
@@ -65,7 +66,9 @@ class App:
     """
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
-        self._sockets = bind_sockets(settings.port, settings.host, backlog=_BACKLOG)
+        self._sockets = bind_sockets(
+            settings.port, settings.host, backlog=_BACKLOG, reuse_port=settings.workers > 1
+        )
         self.port: int = self._sockets[0].getsockname()[1]
         if settings.dev and settings.port == 0:
             origins = settings.origins + dev_origins(self.port)
@@ -101,6 +104,7 @@ class App:
             rules=self._rules,
             broker=self._backplane.broker,
             presence=self._backplane.presence,
+            control=self._backplane.control,
             auth=Auth(settings, self._rules, jwks=self._jwks),
             metrics=Metrics(version=app_version()),
             timetable=Timetable(self._loop),
@@ -233,12 +237,17 @@ class App:
 Beside = Callable[[str], AbstractAsyncContextManager[object]]
 
 
-async def run(loaded: Loaded, reread: Callable[[], Settings | None], beside: Beside) -> int:
+async def run(
+    loaded: Loaded,
+    reread: Callable[[], Settings | None],
+    beside: Beside,
+    tie: Tie | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT, then drain; return the exit code.
 
     A second signal ends at once, with code 1. SIGHUP reloads; `reread` returns None if what it
     read is not valid, and has said so. `beside` gets the node's address once it listens, and is
-    left before it drains.
+    left before it drains. A worker is told by its supervisor, through `tie`, when to end.
     """
     loop = asyncio.get_running_loop()
     app = App(loaded.settings, loop)
@@ -248,17 +257,26 @@ async def run(loaded: Loaded, reread: Callable[[], Settings | None], beside: Bes
     def on_stop() -> None:
         (hurried if stopping.is_set() else stopping).set()
 
+    def on_hurry() -> None:
+        stopping.set()
+        hurried.set()
+
     def on_reload() -> None:
         settings = reread()
         if settings is not None:
             app.reload(settings)
 
-    loop.add_signal_handler(signal.SIGTERM, on_stop)
-    loop.add_signal_handler(signal.SIGINT, on_stop)
-    loop.add_signal_handler(signal.SIGHUP, on_reload)
+    if tie is not None:
+        tie.hold(loop, stop=stopping.set, hurry=on_hurry, reload=on_reload)
+    else:
+        loop.add_signal_handler(signal.SIGTERM, on_stop)
+        loop.add_signal_handler(signal.SIGINT, on_stop)
+        loop.add_signal_handler(signal.SIGHUP, on_reload)
     try:
         await app.start()
         _log.info("listening on %s", app.url, extra={"node": app.node.name})
+        if tie is not None:
+            tie.say_ready()
         async with beside(app.url):
             await stopping.wait()
         drained = asyncio.create_task(app.drain())
@@ -277,13 +295,15 @@ def serve(
     loaded: Loaded,
     reread: Callable[[], Settings | None] = lambda: None,
     beside: Beside = nullcontext,
+    tie: Tie | None = None,
 ) -> int:
-    """Run a node until it is told to stop; return the exit code."""
+    """Run a node until it is told to stop; return the exit code. Workers have a `tie`."""
     log = loaded.settings.log
-    configure(log.level, log.format, sys.stderr)
+    # Workers write to one stream.
+    configure(log.level, log.format, sys.stderr, node="" if tie is None else loaded.settings.node)
     try:
         with asyncio.Runner() as runner:
-            return runner.run(run(loaded, reread, beside))
+            return runner.run(run(loaded, reread, beside, tie))
     except OSError as error:
         settings = loaded.settings
         ports = f"{settings.port}"

@@ -10,7 +10,7 @@ from server.errors import Forbidden, Unauthorized
 from server.jwks import Jwks
 from server.principal import GrantsCache, Principal
 from server.revocations import Revocations
-from server.tickets import Carried, Tickets
+from server.tickets import Carried, Redeemed, Tickets
 from server.tokens import TokenSigner, TokenVerifier
 
 
@@ -90,10 +90,8 @@ class Auth:
         """Return a ticket for `principal`, to open a stream without a header."""
         return self.tickets.issue(principal)
 
-    def redeem(
-        self, ticket: str, last_event_id: str | None = None
-    ) -> tuple[Principal, bytes, str | None]:
-        """Return a ticket's principal, its proof and the cursor; see `Tickets.redeem`.
+    def redeem(self, ticket: str, last_event_id: str | None = None) -> Redeemed:
+        """Return whom a ticket stands for; see `Tickets.redeem`.
 
         The ticket of a user who was ended, or of a key that was removed, is refused.
         """
@@ -116,9 +114,9 @@ class Auth:
         """Return a new token; see `TokenSigner.mint`. Whoever asks was checked before."""
         return self._signer.mint(sub, grants, ttl_s)
 
-    def end_user(self, user: str) -> None:
-        """Refuse the tokens and tickets of `user` issued up to now; sessions are the hub's."""
-        self.revocations.end(user)
+    def end_user(self, user: str, at_s: float, until_s: float) -> None:
+        """Refuse the tokens and tickets of `user` issued up to `at_s`; sessions are the hub's."""
+        self.revocations.end(user, at_s, until_s)
 
     def current(self, principal: Principal) -> Principal | None:
         """Return who `principal` is by now, for a session that lasts; None: no longer anyone.

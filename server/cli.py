@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def _load(args: argparse.Namespace) -> "Loaded":
 def _serve(args: argparse.Namespace) -> int:
     from config.errors import SettingsRejected
     from config.settings import dev_notice, warnings
-    from server.app import serve
+    from server.app import Beside, serve
     from server.cli_check import problems, raise_file_limit
     from server.cli_output import CommandFailed, tell
 
@@ -104,11 +105,19 @@ def _serve(args: argparse.Namespace) -> int:
                 logging.getLogger("galecast").error("not reloaded: %s", problem)
             return None
 
-    if not args.readings:
-        return serve(loaded, reread)
-    from server.cli_readings import beside
+    beside: Beside = nullcontext
+    if args.readings:
+        from server.cli_readings import beside
+    if settings.workers == 1:
+        return serve(loaded, reread, beside)
+    from server.workers import supervise
 
-    return serve(loaded, reread, beside)
+    return supervise(
+        loaded,
+        reread,
+        # One of the workers has the readings published, for all.
+        lambda share, again, tie: serve(share, again, nullcontext if tie.index else beside, tie),
+    )
 
 
 def _check(args: argparse.Namespace) -> int:

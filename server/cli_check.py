@@ -18,6 +18,7 @@ from pubsub.redis_url import parse_redis_url
 from server.auth import Auth
 from server.cli_output import columns, put, put_json
 from server.jwks import KeyRejected
+from server.private_redis import NOT_FOUND, find_redis_server
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -116,9 +117,20 @@ def examine(settings: Settings, host: Host) -> list[Finding]:
 def _broker(settings: Settings) -> list[Finding]:
     topology = _topology(settings)
     if topology is None:
-        return [Finding("broker", "ok", f"{settings.broker.url} is in this process")]
+        return [_private_broker() if settings.workers > 1 else _memory(settings)]
     looked = asyncio.run(look_at(topology, replicas=settings.publish.wait_replicas))
     return [Finding("broker", status, message) for status, message in looked]
+
+
+def _memory(settings: Settings) -> Finding:
+    return Finding("broker", "ok", f"{settings.broker.url} is in this process")
+
+
+def _private_broker() -> Finding:
+    program = find_redis_server()
+    if program is None:
+        return Finding("broker", "fail", NOT_FOUND)
+    return Finding("broker", "ok", f"workers get a private Redis ({program})")
 
 
 def _files(connections: int, host: Host) -> Finding:

@@ -22,6 +22,7 @@ from server.errors import (
     NotFound,
     Refused,
     TokenExpired,
+    Unavailable,
 )
 from server.principal import Principal
 from server.protocol import (
@@ -54,6 +55,12 @@ def channel_name(text: str) -> str:
     except NameRejected as error:
         raise BadRequest(str(error)) from None
     return text
+
+
+def refuse_pattern(text: str) -> None:
+    """Return unless `text` looks like a pattern; raises BadRequest."""
+    if "*" in text or ">" in text:
+        raise BadRequest("patterns cannot be subscribed to in this version")
 
 
 def position(text: str | None, field: str) -> Position | None:
@@ -163,8 +170,7 @@ class Commands:
         )
 
     async def _subscribe(self, session: Session, command: Subscribe) -> None:
-        if "*" in command.channel or ">" in command.channel:
-            raise BadRequest("patterns cannot be subscribed to in this version")
+        refuse_pattern(command.channel)
         since = position(command.since, "since")
         await self.subscribe(
             session,
@@ -185,9 +191,65 @@ class Commands:
         rewind: int | None = None,
         presence: bool = False,
     ) -> None:
-        """Begin a subscription for a session; raises Refused or PubSubError."""
-        principal = session.principal
-        self.require_subscribe(principal, channel, rewind=rewind is not None, presence=presence)
+        """Begin a subscription for a session; raises Refused or PubSubError.
+
+        One that the server made gives way to it, so that a client which comes back, and was
+        subscribed by the server meanwhile, still goes on behind its `since`.
+        """
+        given = session.subscriptions.get(channel)
+        if given is not None and not given.by_server:
+            given = None
+        self.require_subscribe(
+            session.principal,
+            channel,
+            rewind=rewind is not None,
+            presence=presence,
+            given=given is not None,
+        )
+        if given is None:
+            await self._begin(session, channel, ref, since, rewind, presence)
+            return
+        self._subscribing.end(given)
+        try:
+            await self._begin(session, channel, ref, since, rewind, presence, by_server=True)
+        except (Refused, PubSubError):
+            # The refusal alone would mean that all is as before.
+            session.reply(
+                Unsubscribed(channel=channel, code=Unavailable.code, message="could not go on")
+            )
+            raise
+
+    async def give(
+        self,
+        session: Session,
+        channel: str,
+        *,
+        since: Position | None = None,
+        rewind: int | None = None,
+        presence: bool = False,
+    ) -> None:
+        """Begin a subscription that the server makes; it needs no grant while the session lasts.
+
+        One that is there already is left as it is, but needs none from now on either. Raises
+        LimitExceeded, PubSubError, and Forbidden if it was ended meanwhile.
+        """
+        known = session.subscriptions.get(channel)
+        if known is not None:
+            known.by_server = True
+            return
+        await self._begin(session, channel, None, since, rewind, presence, by_server=True)
+
+    async def _begin(
+        self,
+        session: Session,
+        channel: str,
+        ref: int | None,
+        since: Position | None,
+        rewind: int | None,
+        presence: bool,
+        *,
+        by_server: bool = False,
+    ) -> None:
         if channel in session.subscriptions:
             raise Conflict(f"subscribed to {channel} already")
         most = self._limits.subscriptions_per_session
@@ -196,21 +258,31 @@ class Commands:
                 f"a session has at most {most} subscriptions",
                 reason="subscriptions_per_session",
             )
-        subscription = Subscription(session, channel, watching=presence)
+        subscription = Subscription(session, channel, watching=presence, by_server=by_server)
         session.subscriptions[channel] = subscription
         member = None
-        if self._rules.rule(channel).presence and principal.kind != "service":
-            member = Member(session.id, principal.user)
+        if self._rules.rule(channel).presence and session.principal.kind != "service":
+            member = Member(session.id, session.principal.user)
         await self._subscribing.subscribe(
             subscription, ref=ref, since=since, rewind=rewind, member=member
         )
 
     def require_subscribe(
-        self, principal: Principal, channel: str, *, rewind: bool, presence: bool
+        self,
+        principal: Principal,
+        channel: str,
+        *,
+        rewind: bool,
+        presence: bool,
+        given: bool = False,
     ) -> None:
-        """Return if `principal` may subscribe so; raises BadRequest or Forbidden."""
+        """Return if `principal` may subscribe so; raises BadRequest or Forbidden.
+
+        `given`: the server has subscribed it already, which stands for the grant to subscribe.
+        """
         channel_name(channel)
-        principal.require("subscribe", channel)
+        if not given:
+            principal.require("subscribe", channel)
         if rewind:
             principal.require("history", channel)
         if presence:
@@ -250,6 +322,10 @@ class Commands:
     def require_presence(self, principal: Principal, channel: str) -> None:
         """Return if `principal` may see who is present, and the rule keeps it; raises Forbidden."""
         principal.require("presence", channel)
+        self.require_kept_presence(channel)
+
+    def require_kept_presence(self, channel: str) -> None:
+        """Return if the channel's rule keeps presence; raises Forbidden."""
         if not self._rules.rule(channel).presence:
             raise Forbidden(f"presence is off for channel {channel}")
 

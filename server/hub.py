@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -91,12 +92,15 @@ class Hub:
         """Return the open sessions of a user."""
         return list(self._users.get(user, {}).values())
 
-    def end_user(self, user: str) -> int:
-        """End all sessions of a user; return how many there were."""
-        ended = self.sessions_of(user)
-        for session in ended:
-            session.end(Closing.ENDED)
-        return len(ended)
+    def end_user(self, user: str, issued_until_s: float = math.inf) -> int:
+        """End the sessions of a user whose tokens were issued up to then; return how many."""
+        ended = 0
+        for session in self.sessions_of(user):
+            issued_at = session.principal.issued_at
+            if issued_at is None or issued_at <= issued_until_s:
+                session.end(Closing.ENDED)
+                ended += 1
+        return ended
 
     # Feeds
 

@@ -47,12 +47,15 @@ _COLOURS: Final = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-def configure(level: str, format: str, stream: TextIO, *, colour: bool = False) -> None:
+def configure(
+    level: str, format: str, stream: TextIO, *, colour: bool = False, node: str = ""
+) -> None:
     """Send all records at `level` (debug, info, warning, error) and above to `stream`.
 
     `format` is `json` (one object per line), `pretty`, or `auto`: pretty if the stream is a
-    terminal. `colour` applies to pretty text on a terminal only. May be called again: it replaces
-    what it set up before. Raises ValueError for an unknown level or format.
+    terminal. `colour` applies to pretty text on a terminal only. `node` is added to every record,
+    where several nodes write to one stream. May be called again: it replaces what it set up before.
+    Raises ValueError for an unknown level or format.
     """
     if format not in ("auto", "json", "pretty"):
         raise ValueError(f"no log format is called {format!r}")
@@ -60,6 +63,8 @@ def configure(level: str, format: str, stream: TextIO, *, colour: bool = False) 
     pretty = format == "pretty" or (format == "auto" and terminal)
     handler = _Handler(stream)
     handler.setFormatter(PrettyFormatter(colour=colour and terminal) if pretty else JsonFormatter())
+    if node:
+        handler.addFilter(_Names(node))
     root = logging.getLogger()
     root.setLevel(level.upper())
     for other in root.handlers[:]:
@@ -100,6 +105,19 @@ class _Handler(logging.StreamHandler[TextIO]):
         except (OSError, ValueError):
             # The stream is gone: there is nowhere left to tell.
             return
+
+
+class _Names(logging.Filter):
+    """Adds the name of the node to every record that has none."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let it pass."""
+        record.__dict__.setdefault("node", self._node)
+        return True
 
 
 class _Formatter(logging.Formatter):

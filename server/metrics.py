@@ -4,7 +4,7 @@ No label names a channel, a user or an address: their number has no bound.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -29,16 +29,20 @@ REASONS: Final = frozenset(
     | set(LimitSettings.__struct_fields__)
     | {closing.reason for closing in Closing}
     | {"broker.max_channels", "sse.max_channels", "file_limit", "origins", "send_timeout_s"}
-    | {"slow_message", "tickets", _OTHER}
+    | {"slow_message", _OTHER}
 )
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 # What the broker counts, with its help.
-_BROKER: Final = {
+BROKER: Final = {
     "circuit_openings": "Times that Redis was given up for a while.",
     "doubts": "Times that a channel's top was not what was heard of it.",
     "history_reads": "Reads of a channel's history.",
     "junk": "Messages and entries in Redis that no node wrote.",
+    "notices_dropped": "Notices of this node forgotten before their end: there were too many.",
+    "notices_repaired": "Notices of other nodes that were found by comparing only.",
+    "orders_dropped": "Orders of other nodes that were not carried out: there were too many.",
+    "orders_silent": "Answers of other nodes to orders that did not come in time.",
     "reconnects": "Pub/sub connections that were lost.",
     "silences": "Pub/sub connections replaced since nothing came back on them.",
     "surprises": "Subscriptions that Redis confirmed or ended unasked.",
@@ -75,6 +79,7 @@ class Metrics:
         "_http",
         "_lag",
         "_lag_seconds",
+        "_orders",
         "_recoveries",
         "_refusals",
         "_registry",
@@ -111,6 +116,7 @@ class Metrics:
         self._connections = {"sse": 0, "ws": 0}
         self._sessions: dict[tuple[str, str], int] = {}
         self._closes = dict.fromkeys((str(closing.code) for closing in Closing), 0)
+        self._orders = {"done": 0, "failed": 0, "unknown": 0}
         self._recoveries = {"false": 0, "true": 0}
         self._refusals = dict.fromkeys(sorted(REASONS), 0)
         self._http: dict[tuple[str, str, str], int] = {}
@@ -177,6 +183,25 @@ class Metrics:
         reason = reason.removeprefix("limits.")
         self._refusals[reason if reason in self._refusals else _OTHER] += 1
 
+    def ordered(self, outcome: Literal["done", "failed", "unknown"]) -> None:
+        """This node was given an order, by itself or by another node."""
+        self._orders[outcome] += 1
+
+    @property
+    def version(self) -> str:
+        """What runs here."""
+        return self._version
+
+    @property
+    def connections(self) -> int:
+        """Live connections."""
+        return sum(self._connections.values())
+
+    @property
+    def lag_s(self) -> float:
+        """How late the loop called back last, in s."""
+        return self._lag
+
     def loop_lag(self, seconds: float) -> None:
         """The loop called back that late."""
         self._lag = seconds
@@ -235,11 +260,12 @@ class Metrics:
         ):
             yield _counter(name, text, [], [((), value)])
         for name, value in self._broker().items():
-            yield _counter(f"broker_{name}", _BROKER[name], [], [((), value)])
+            yield _counter(f"broker_{name}", BROKER[name], [], [((), value)])
 
     def _labelled_counters(self) -> Iterator[Metric]:
         for name, text, label, counts in (
             ("closes", "Sessions ended by the server.", "code", self._closes),
+            ("orders", "Orders of nodes to nodes.", "outcome", self._orders),
             ("recoveries", "Attempts to resume.", "recovered", self._recoveries),
             ("refusals", "What was refused, and why.", "reason", self._refusals),
         ):

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from config.rules import ChannelRules
 from config.settings import Settings
 from pubsub.broker import Broker
+from pubsub.control import Control
+from pubsub.memory_control import MemoryControl
 from pubsub.presence import PresenceStore
+from server.all_nodes import AllNodes
 from server.auth import Auth
 from server.codec import ValueLimits
 from server.commands import Commands
+from server.control import TOPICS, NodeControl
 from server.hub import LINGER_S, Hub
 from server.lifecycle import Lifecycle
 from server.limits import Occupancy, Rates
@@ -30,6 +34,7 @@ class Node:
     values: ValueLimits
     broker: Broker
     presence: PresenceStore
+    control: Control
     auth: Auth
     occupancy: Occupancy
     rates: Rates
@@ -40,6 +45,7 @@ class Node:
     subscribing: Subscribing
     commands: Commands
     lifecycle: Lifecycle
+    nodes: AllNodes
     new_id: Callable[[], str]
 
 
@@ -54,12 +60,15 @@ def assemble(
     metrics: Metrics,
     timetable: Timetable,
     new_id: Callable[[], str],
+    control: Control | None = None,
     linger_s: float = LINGER_S,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Node:
     """Return a node over a broker and a presence store; `rules` are the ones that those share too.
 
-    `linger_s` is how long a feed outlives its last subscription, `sleep` how retries wait.
+    `control` carries orders and notices between nodes; without it the node is alone. It is bound
+    here; its owner starts and closes it. `linger_s` is how long a feed outlives its last
+    subscription, `sleep` how retries wait.
     """
     limits = settings.limits
     members = limits.members_per_reply
@@ -77,6 +86,21 @@ def assemble(
     subscribing = Subscribing(
         hub, broker, presence, metrics, members_per_reply=members, sleep=sleep
     )
+    commands = Commands(
+        auth=auth,
+        broker=broker,
+        presence=presence,
+        rules=rules,
+        publishing=publishing,
+        subscribing=subscribing,
+        limits=limits,
+    )
+    lifecycle = Lifecycle(settings.drain)
+    if control is None:
+        control = MemoryControl(node=name, topics=TOPICS)
+    control.bind(
+        NodeControl(auth=auth, hub=hub, commands=commands, lifecycle=lifecycle, metrics=metrics)
+    )
     metrics.bind(subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds))
     return Node(
         name=name,
@@ -85,6 +109,7 @@ def assemble(
         values=ValueLimits.of(limits),
         broker=broker,
         presence=presence,
+        control=control,
         auth=auth,
         occupancy=Occupancy(limits),
         rates=Rates(limits, [key.id for key in settings.keys]),
@@ -93,15 +118,8 @@ def assemble(
         hub=hub,
         publishing=publishing,
         subscribing=subscribing,
-        commands=Commands(
-            auth=auth,
-            broker=broker,
-            presence=presence,
-            rules=rules,
-            publishing=publishing,
-            subscribing=subscribing,
-            limits=limits,
-        ),
-        lifecycle=Lifecycle(settings.drain),
+        commands=commands,
+        lifecycle=lifecycle,
+        nodes=AllNodes(control, auth, hub, sleep=sleep),
         new_id=new_id,
     )

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from config.patterns import NameRejected, check_channel, check_event_id, check_event_name
 from config.rules import ChannelRules
 from pubsub.broker import Broker
-from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
+from pubsub.errors import BrokerUnavailable, NotReplicated, PubSubError, TooManyChannels
 from pubsub.event import Draft, Published
+from server import errors
 from server.errors import BadRequest, Forbidden, Internal, LimitExceeded, Refused, Unavailable
 from server.metrics import Metrics
 from server.principal import Principal
@@ -85,6 +86,8 @@ def refusal(error: PubSubError) -> Refused:
     """Return what a client sees of a broker's error."""
     if isinstance(error, BrokerUnavailable):
         return Unavailable("the broker is away")
+    if isinstance(error, NotReplicated):
+        return errors.NotReplicated("too few replicas have the event yet; publish it again")
     if isinstance(error, TooManyChannels):
         return LimitExceeded("there are too many channels", reason="broker.max_channels")
     return Internal("something went wrong")

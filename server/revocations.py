@@ -13,9 +13,10 @@ LOG_EVERY_S: Final = 60.0
 class Revocations:
     """Users whose sessions were ended, and since when their older tokens are refused.
 
-    Kept in memory, by wall clock, for `remember_s`: the longest that a token may live after it
-    was issued, leeway included, so that no token outlives its refusal. Holds `max_users` at most;
-    beyond that the oldest entry goes (`dropped` counts, and it is logged).
+    Kept in memory, by wall clock; the nodes tell each other. `remember_s` is the longest that a
+    token may live after it was issued, leeway included, so that no token outlives its refusal.
+    Holds `max_users` at most; beyond that the entry that came first goes (`dropped` counts, and it
+    is logged).
     """
 
     __slots__ = ("_ended", "_logged_at", "_max_users", "_now", "_remember_s", "dropped")
@@ -26,43 +27,53 @@ class Revocations:
         self._remember_s = remember_s
         self._now = now
         self._max_users = max_users
-        self._ended: dict[str, float] = {}  # in order of time
+        # Since when and until when, in the order in which they came: nearly that of time.
+        self._ended: dict[str, tuple[float, float]] = {}
         self._logged_at: float | None = None
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._ended)
 
-    def end(self, user: str) -> None:
-        """Refuse tokens of `user` that were issued up to now.
+    def span(self) -> tuple[float, float]:
+        """Return from when until when a user counts who is ended now (s since 1970)."""
+        now = self._now()
+        return now, now + self._remember_s
+
+    def end(self, user: str, at_s: float, until_s: float) -> None:
+        """Refuse tokens of `user` that were issued up to `at_s`; of several the latest counts.
 
         `iat` counts whole seconds, so a token issued later within this second is refused too. A
         token without `iat` counts as issued long ago: it is refused as long as the user is
         remembered.
         """
         now = self._now()
+        known = self._ended.get(user)
+        if until_s < now or (known is not None and known >= (at_s, until_s)):
+            return
         self._ended.pop(user, None)
         self._forget(now)
         if len(self._ended) >= self._max_users:
             del self._ended[next(iter(self._ended))]
             self.dropped += 1
             self._log_drop(now)
-        self._ended[user] = now
+        self._ended[user] = (at_s, until_s)
 
     def refuses(self, user: str, issued_at: float | None) -> bool:
         """Say whether a token of `user`, issued at `issued_at` (s since 1970), is refused."""
-        ended_at = self._ended.get(user)
-        if ended_at is None:
+        ended = self._ended.get(user)
+        if ended is None:
             return False
-        if ended_at + self._remember_s < self._now():
+        at_s, until_s = ended
+        if until_s < self._now():
             del self._ended[user]
             return False
-        return issued_at is None or issued_at <= ended_at
+        return issued_at is None or issued_at <= at_s
 
     def _forget(self, now: float) -> None:
         while self._ended:
             user = next(iter(self._ended))
-            if self._ended[user] + self._remember_s >= now:
+            if self._ended[user][1] >= now:
                 return
             del self._ended[user]
 

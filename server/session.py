@@ -14,7 +14,15 @@ from msgspec import UNSET
 from server.closing import Closing
 from server.codec import Undecodable
 from server.connection import Connection, Wire
-from server.errors import BadRef, Conflict, Internal, RateLimited, Refused, Unauthorized
+from server.errors import (
+    BadRef,
+    Conflict,
+    Forbidden,
+    Internal,
+    RateLimited,
+    Refused,
+    Unauthorized,
+)
 from server.limits import TokenBucket
 from server.principal import Principal
 from server.protocol import (
@@ -123,8 +131,14 @@ class Session:
     # Opening
 
     def open(self, principal: Principal, ref: int | None = None) -> None:
-        """Begin to act for `principal`; raises LimitExceeded if its user has too many sessions."""
+        """Begin to act for `principal`.
+
+        Raises LimitExceeded if its user has too many sessions, and Unauthorized if it is no longer
+        anyone: a stream waits between the look at its token and this.
+        """
         node = self.node
+        if principal.user is not None and node.auth.current(principal) is None:
+            raise Unauthorized("this user's sessions were ended", reason="ended")
         if principal.user is not None and self.principal.user is None:
             node.occupancy.identify(principal.user)
         self.principal = principal
@@ -175,20 +189,24 @@ class Session:
         """End subscriptions that the principal is not granted (any more).
 
         So ends one with presence if that is no longer granted; the client may begin it without.
+        Those that the server made need no grant.
         """
         for subscription in list(self.subscriptions.values()):
             allows, channel = self.principal.allows, subscription.channel
-            presence = allows("presence", channel) and self.node.rules.rule(channel).presence
-            if not allows("subscribe", channel) or (subscription.watching and not presence):
-                self.node.subscribing.end(subscription)
-                self.reply(
-                    Unsubscribed(
-                        channel=subscription.channel,
-                        code="forbidden",
-                        message="no longer granted",
-                    )
-                )
+            granted = subscription.by_server
+            presence = self.node.rules.rule(channel).presence and (
+                granted or allows("presence", channel)
+            )
+            if not (granted or allows("subscribe", channel)) or (
+                subscription.watching and not presence
+            ):
+                self.drop(subscription, Forbidden("no longer granted"))
         self.flush()
+
+    def drop(self, subscription: Subscription, why: Refused) -> None:
+        """End a subscription that the client did not end, and say why with the next `flush`."""
+        self.node.subscribing.end(subscription)
+        self.reply(Unsubscribed(channel=subscription.channel, code=why.code, message=why.message))
 
     # Commands
 

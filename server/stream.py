@@ -127,7 +127,7 @@ class StreamSession(Session):
     def end(self, closing: Closing, *, retry_in_ms: int | None = None) -> None:
         """End the stream; an EventSource comes back by itself, so it is refused if it may not."""
         if self._proof is not None and not closing.come_back:
-            self.node.auth.tickets.end(self._proof, self.principal.expires_at)
+            self.node.nodes.end_ticket(self._proof, self.principal.expires_at)
         super().end(closing, retry_in_ms=retry_in_ms)
 
     def send_events(self, items: Sequence[Any], frames: Sequence[bytes]) -> None:

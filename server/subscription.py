@@ -16,11 +16,13 @@ class Subscription:
     `live`: it was answered and has not ended. `attached`: it takes part in the feed's flushes, all
     that came before was sent. `watching`: it gets presence changes.
     `member`: it is in the channel's presence set. `ended`: nothing more is sent, whatever waits.
+    `by_server`: the server made it, so it needs no grant as long as its session lasts.
     `cursor` is the position last written, kept only where the session composes its own cursors.
     """
 
     __slots__ = (
         "attached",
+        "by_server",
         "channel",
         "connection",
         "cursor",
@@ -32,7 +34,14 @@ class Subscription:
         "watching",
     )
 
-    def __init__(self, session: "Session", channel: str, *, watching: bool = False) -> None:
+    def __init__(
+        self,
+        session: "Session",
+        channel: str,
+        *,
+        watching: bool = False,
+        by_server: bool = False,
+    ) -> None:
         self.session = session
         self.connection: Connection = session.connection
         self.channel = channel
@@ -41,5 +50,6 @@ class Subscription:
         self.live = False
         self.attached = False
         self.watching = watching
+        self.by_server = by_server
         self.member = False
         self.ended = False

@@ -10,13 +10,13 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from itertools import islice
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
 
-from server.errors import RateLimited, TokenExpired, Unauthorized
+from server.errors import TokenExpired, Unauthorized
 from server.principal import Kind, Principal
 
 MAX_TICKET_BYTES: Final = 16 * 1024
@@ -24,6 +24,9 @@ PROOF_BYTES: Final = 22
 LIFETIME_S: Final = 24 * 3600.0
 """How long a ticket serves whose principal has no end of its own."""
 
+# The clocks of nodes may differ by this much: a ticket that one of them no longer takes may still
+# be in time for another.
+_CLOCKS_S: Final = 60.0
 _AUDIENCE: Final = "galecast-ticket"
 _TYPE: Final = "galecast-ticket+jwt"
 
@@ -52,13 +55,26 @@ def _refuse(text: str) -> NoReturn:
     raise Unauthorized(f"ticket: {text}")
 
 
+class Redeemed(NamedTuple):
+    """Whom a ticket stands for, its proof, and the cursor to resume from.
+
+    Without `cursor` this is the first use: it counts once `name` was taken (`Control.take`), which
+    can be done once, for at least `name_ttl_s`.
+    """
+
+    principal: Principal
+    proof: bytes
+    cursor: str | None
+    name: str
+    name_ttl_s: float
+
+
 class Tickets:
-    """Issues and redeems tickets; nothing is kept of one until its first use.
+    """Issues and redeems tickets; nothing is kept of one.
 
     Keys are derived from `secret` under labels of their own, so that a ticket is never a token nor
-    the other way round. With the same secret after a restart, streams go on; what was used is then
-    forgotten, so a ticket could be used again within `ttl_s`. At most `max_used` first uses are
-    remembered; at the bound further ones are refused until the oldest are over.
+    the other way round. With the same secret on all nodes, and after a restart, streams go on.
+    At most `max_ended` tickets whose streams were ended are remembered.
     `restore` makes the principal anew and raises Unauthorized where there is none any more. `now`
     is the wall clock in seconds since 1970.
     """
@@ -66,13 +82,12 @@ class Tickets:
     __slots__ = (
         "_ended",
         "_jws",
-        "_max_used",
+        "_max_ended",
         "_now",
         "_proof_key",
         "_restore",
         "_signing_key",
         "_ttl_s",
-        "_used",
     )
 
     def __init__(
@@ -82,7 +97,7 @@ class Tickets:
         secret: bytes | None = None,
         ttl_s: float = 30.0,
         now: Callable[[], float] = time.time,
-        max_used: int = 100_000,
+        max_ended: int = 100_000,
     ) -> None:
         root = secret or secrets.token_bytes(32)
         self._signing_key = hmac.digest(root, b"galecast ticket signature 1", "sha256")
@@ -91,9 +106,8 @@ class Tickets:
         self._restore = restore
         self._ttl_s = ttl_s
         self._now = now
-        self._max_used = max_used
+        self._max_ended = max_ended
         self._ended: dict[bytes, float] = {}  # proof to when its ticket is over anyway
-        self._used: dict[str, float] = {}  # id to when it may be forgotten, in that order
 
     @property
     def ttl_s(self) -> float:
@@ -124,16 +138,14 @@ class Tickets:
             msgspec.json.encode(claims), self._signing_key, "HS256", headers={"typ": _TYPE}
         )
 
-    def redeem(
-        self, ticket: str, last_event_id: str | None = None
-    ) -> tuple[Principal, bytes, str | None]:
-        """Return the principal, the ticket's proof, and the cursor to resume from (or None).
+    def redeem(self, ticket: str, last_event_id: str | None = None) -> Redeemed:
+        """Return whom a ticket stands for.
 
         Without `last_event_id` this is the first use: it has to come within `ttl_s`, and only
-        once. Later ones bring `<proof>.<cursor>`, which every event of the stream had as its id.
-        The proof is 22 characters that are safe in URLs, the same for each use of a ticket.
-        Raises TokenExpired when the principal's time is over, Unauthorized for all else that is
-        wrong, RateLimited when too many tickets were used just now.
+        once, which the caller finds out. Later ones bring `<proof>.<cursor>`, which every event of
+        the stream had as its id. The proof is 22 characters that are safe in URLs, the same for
+        each use of a ticket. Raises TokenExpired when the principal's time is over, Unauthorized
+        for all else that is wrong.
         """
         claims = self._read(ticket)
         proof, cursor = self._proof(claims.jti), None
@@ -149,19 +161,29 @@ class Tickets:
         if now >= claims.exp:
             raise TokenExpired("ticket: expired")
         principal = self._restore(claims.principal)
-        if cursor is None:
-            self._use(claims, now)
-        return principal, proof, cursor
+        if cursor is None and now > claims.use_by:
+            _refuse("not used in time")
+        return Redeemed(
+            principal, proof, cursor, f"ticket:{claims.jti}", self._ttl_s + 2 * _CLOCKS_S
+        )
 
-    def end(self, proof: bytes, expires_at: float | None) -> None:
-        """Refuse the ticket of that proof from now on; `expires_at` is its principal's."""
+    def span(self, expires_at: float | None) -> tuple[float, float]:
+        """Return from when until when a ticket counts as ended that is ended now (s since 1970).
+
+        `expires_at` is its principal's.
+        """
+        now = self._now()
+        return now, now + LIFETIME_S if expires_at is None else expires_at
+
+    def end(self, proof: bytes, until_s: float) -> None:
+        """Refuse the ticket of that proof from now on, until it is over anyway."""
         now = self._now()
         ended = self._ended
         for known in [known for known, until in islice(ended.items(), 8) if until < now]:
             del ended[known]
-        if len(ended) >= self._max_used:
+        if proof not in ended and len(ended) >= self._max_ended:
             del ended[next(iter(ended))]
-        ended[proof] = now + LIFETIME_S if expires_at is None else expires_at
+        ended[proof] = until_s
 
     def _read(self, ticket: str) -> _Claims:
         claims: _Claims | None = None
@@ -180,18 +202,3 @@ class Tickets:
         return urlsafe_b64encode(hmac.digest(self._proof_key, ticket_id.encode(), "sha256")[:16])[
             :PROOF_BYTES
         ]
-
-    def _use(self, claims: _Claims, now: float) -> None:
-        if now > claims.use_by:
-            _refuse("not used in time")
-        used = self._used
-        while used and next(iter(used.values())) < now:
-            del used[next(iter(used))]
-        if claims.jti in used:
-            _refuse("already used")
-        if len(used) >= self._max_used:
-            raise RateLimited(
-                "too many tickets were used just now", reason="tickets", retry_after_s=self._ttl_s
-            )
-        # Not sooner than `use_by`, and in the order in which they are put in.
-        used[claims.jti] = now + self._ttl_s

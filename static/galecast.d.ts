@@ -145,6 +145,13 @@ export type StateEvent = Event & {
     reason?: string;
     retryInMs?: number;
 };
+export type SubscriptionEvent = Event & {
+    subscription: Subscription;
+};
+export type ConnectionEvents = {
+    state: StateEvent;
+    subscription: SubscriptionEvent;
+};
 export type SubscribedEvent = Event & {
     position: string;
     recovered?: boolean;
@@ -280,17 +287,18 @@ export declare class Subscription extends /** @type {new () => Typed<Subscriptio
      */
     [Symbol.asyncIterator](): AsyncGenerator<EventMessage, void, unknown>;
 }
-declare const Connection_base: new () => Typed<{
-    state: StateEvent;
-}>;
+declare const Connection_base: new () => Typed<ConnectionEvents>;
 /**
  * A live connection to a server, which comes back by itself until it is closed.
  *
  * `state` events (`state`, `transport`, `code`, `reason`, `retryInMs`) tell how it stands:
  * `connecting`, `connected`, `waiting` (comes back in `retryInMs`), `paused`, and `closed`: for good,
  * by `close()`, or because the server said so (a code from 4500 to 4999).
+ *
+ * `subscription` events (`subscription`): the server itself has subscribed this session to a channel.
+ * Its events wait for `for await`; after a reconnect it is resumed like any other.
  */
-export declare class Connection extends /** @type {new () => Typed<{ state: StateEvent }>} */ /** @type {new () => Typed<{ state: StateEvent }>} */ Connection_base {
+export declare class Connection extends /** @type {new () => Typed<ConnectionEvents>} */ /** @type {new () => Typed<ConnectionEvents>} */ Connection_base {
     #private;
     /** @type {ConnectionState} */ state: ConnectionState;
     /** @type {Transport | null} */ transport: Transport | null;

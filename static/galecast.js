@@ -89,6 +89,8 @@
  */
 
 /** @typedef {Event & { state: ConnectionState, transport: Transport | null, code?: number, reason?: string, retryInMs?: number }} StateEvent */
+/** @typedef {Event & { subscription: Subscription }} SubscriptionEvent */
+/** @typedef {{ state: StateEvent, subscription: SubscriptionEvent }} ConnectionEvents */
 /** @typedef {Event & { position: string, recovered?: boolean }} SubscribedEvent */
 /** @typedef {Event & { position: string }} ResetEvent */
 /** @typedef {Event & { action: "join" | "leave" | "update" | "sync", member?: Member }} MembersEvent */
@@ -248,10 +250,10 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
    * @internal
    * @param {Connection} connection
    * @param {string} channel
-   * @param {EventHandler | undefined} handler
-   * @param {SubscribeOptions} options
+   * @param {EventHandler} [handler]
+   * @param {SubscribeOptions} [options]
    */
-  constructor(connection, channel, handler, options) {
+  constructor(connection, channel, handler, options = {}) {
     super();
     this.#connection = connection;
     this.channel = channel;
@@ -303,7 +305,7 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
             if (this.#error) throw this.#error;
             return;
           }
-          await new Promise((resolve) => this.#waiting.push(() => resolve(0)));
+          await /** @type {Promise<void>} */ (new Promise((resolve) => this.#waiting.push(resolve)));
         } else if ("reset" in next) {
           this.#reset(next.reset);
         } else {
@@ -432,8 +434,11 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
  * `state` events (`state`, `transport`, `code`, `reason`, `retryInMs`) tell how it stands:
  * `connecting`, `connected`, `waiting` (comes back in `retryInMs`), `paused`, and `closed`: for good,
  * by `close()`, or because the server said so (a code from 4500 to 4999).
+ *
+ * `subscription` events (`subscription`): the server itself has subscribed this session to a channel.
+ * Its events wait for `for await`; after a reconnect it is resumed like any other.
  */
-export class Connection extends /** @type {new () => Typed<{ state: StateEvent }>} */ (EventTarget) {
+export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */ (EventTarget) {
   /** @type {ConnectionState} */ state = "connecting";
   /** @type {Transport | null} */ transport = null;
   /** The server's name for this session. @type {string | null} */ session = null;
@@ -497,7 +502,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     } else {
       throw new TypeError('encoding: "json", or { encode, decode }');
     }
-    this.#protocol = `galecast.v1.${encoding === "json" ? encoding : "msgpack"}`;
+    this.#protocol = "galecast.v1." + (encoding === "json" ? encoding : "msgpack");
     this.#listen("addEventListener");
     this.#attempt();
   }
@@ -511,7 +516,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
    * @param {SubscribeOptions} [options]
    * @returns {Subscription}
    */
-  subscribe(channel, handler, options = {}) {
+  subscribe(channel, handler, options) {
     this.#assertOpen();
     if (!callable(handler ?? noop)) throw new TypeError("no handler function");
     if (this.#subscriptions.has(channel)) {
@@ -571,9 +576,9 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
   /** Measure the time to the server and back, in ms. @returns {Promise<number>} */
   async ping() {
     const link = await this.#connected();
-    const begun = performance.now();
+    const begun = clock();
     await (link.sse ? this.#http("/healthz") : this.#call(link, { type: "ping" }));
-    return performance.now() - begun;
+    return clock() - begun;
   }
 
   /**
@@ -650,7 +655,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     const asked = this.#getToken({ reason });
     /** @type {any} */
     let timer;
-    const late = new Promise((_, reject) => { timer = setTimeout(reject, MOST_MS, new Error("no token in time")); });
+    const late = new Promise((_, reject) => { timer = setTimeout(reject, MOST_MS, Error("no token in time")); });
     const token = await Promise.race([asked, late]).finally(() => clearTimeout(timer));
     if (turn !== this.#turn) return;
     if (token && typeof token !== "string") throw new TypeError("no string");
@@ -795,9 +800,12 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
 
   #hurry() {
     const retryInMs = this.#notBefore - clock();
-    if (!(retryInMs > 0)) return void this.#attempt();
-    this.#later(retryInMs);
-    this.#change("waiting", { retryInMs });
+    if (retryInMs > 0) {
+      this.#later(retryInMs);
+      this.#change("waiting", { retryInMs });
+    } else {
+      this.#attempt();
+    }
   }
 
   /** Look again when silence would be strange. */
@@ -865,7 +873,15 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     else this.#failures = 0;
     if (type === "subscribed" || type === "published") link.refusals = 0;
     if (type === "subscribed") {
-      if (subscription && (link.sse || call?.subscription === subscription)) subscription._subscribed(message);
+      if (subscription) {
+        if (link.sse || call?.subscription === subscription) subscription._subscribed(message);
+      } else if (!ref) {
+        // The server itself subscribed this session.
+        const subscription = new Subscription(this, channel);
+        this.#subscriptions.set(channel, subscription);
+        subscription._subscribed(message);
+        emit(this, "subscription", { subscription });
+      }
     } else if (type === "reset") {
       if (live) subscription._reset(message.position);
     } else if (type === "presence") {
@@ -1035,6 +1051,11 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
 
   // ---- subscriptions
 
+  /** Whether it is the one of its channel. @param {Subscription} subscription */
+  #has(subscription) {
+    return this.#subscriptions.get(subscription.channel) === subscription;
+  }
+
   /** @param {Subscription} subscription */
   async #subscribe(subscription) {
     const link = this.#link;
@@ -1050,7 +1071,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     try {
       await answer;
     } catch (/** @type {any} */ error) {
-      if (link === this.#link && this.#subscriptions.get(channel) === subscription) this.#refused(subscription, error);
+      if (link === this.#link && this.#has(subscription)) this.#refused(subscription, error);
     }
   }
 
@@ -1060,7 +1081,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     const link = this.#link;
     if (error.retry && link) {
       await this.#pause(link);
-      if (link === this.#link && this.#subscriptions.get(channel) === subscription) this.#subscribe(subscription);
+      if (link === this.#link && this.#has(subscription)) this.#subscribe(subscription);
       return;
     }
     this.#subscriptions.delete(channel);
@@ -1070,7 +1091,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
   /** @internal @param {Subscription} subscription */
   _unsubscribe(subscription) {
     const { channel } = subscription;
-    if (this.#subscriptions.get(channel) !== subscription) return;
+    if (!this.#has(subscription)) return;
     this.#subscriptions.delete(channel);
     if (!subscription._held) this.#leave(channel);
   }
@@ -1085,7 +1106,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
   /** @internal @param {Subscription} subscription */
   _release(subscription) {
     subscription._held = false;
-    if (this.#subscriptions.get(subscription.channel) === subscription) this.#subscribe(subscription);
+    if (this.#has(subscription)) this.#subscribe(subscription);
   }
 
   /** @param {string} channel */
@@ -1187,8 +1208,7 @@ export class Connection extends /** @type {new () => Typed<{ state: StateEvent }
     const subscription = channel && this.#subscriptions.get(channel);
     if (subscription && !retry) {
       this.#refused(subscription, error);
-      this.#restream(link);
-      return;
+      return this.#restream(link);
     }
     const ends = { forbidden: 4503, bad_request: 4500, unauthorized: 4501 };
     const end = this.#expired(error) ? 4005 : /** @type {Record<string, number>} */ (ends)[code];

@@ -6,24 +6,16 @@ order, each document with a server of its own. In `console` blocks the output is
 those of Node.js and of pages have tests of their own (test_docs_clients.py).
 """
 
-import json
 import re
 import shlex
-import shutil
-import socket
-import ssl
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
-import websocket
 
 from config.settings import Settings
 from config.sources import load
-from doc_shell import SERVE, WAIT_S, Json, Msgpack, reader, wait_for
+from doc_shell import SERVE, Json, Msgpack, reader
 from doc_text import (
     DOCUMENTS,
     GENERATED,
@@ -40,7 +32,7 @@ from server.cli_flags import parse
 
 RUN = ("sh", "console", "session", "toml", "python")
 # Not commands: drawings, and files that have tests of their own, below or in test_docs_clients.py.
-SHOWN = ("text", "ini", "nginx", "js", "mjs", "html")
+SHOWN = ("text", "ini", "js", "mjs", "html")
 # Commands that are not run here, and what looks after them.
 ELSEWHERE = {
     SERVE: "every document has this server, on a free port",
@@ -58,11 +50,6 @@ ELSEWHERE = {
     "chmod -R ": "changes the machine",
     "systemctl ": "changes the machine",
 }
-CERTIFICATE = (
-    *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-    *("-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-    *("-days", "1", "-keyout"),
-)
 
 
 def written() -> list[Block]:
@@ -181,78 +168,6 @@ def test_every_settings_file_is_valid(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "galecast.toml"
     path.write_text(block.text.replace('token.secret"', f'{tmp_path}/token.secret"'))
     assert load({}, {}, path).settings != Settings()
-
-
-@contextmanager
-def proxy(folder: Path, upstream: str) -> Iterator[int]:
-    """Run the proxy of the documents in front of a server; gives its port."""
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if nginx is None:
-        pytest.skip("there is no nginx on this machine")
-    certificate = [*CERTIFICATE, f"{folder}/events.example.com.key"]
-    certificate += ["-out", f"{folder}/events.example.com.pem"]
-    subprocess.run(certificate, check=True, capture_output=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    (block,) = [each for each in written() if each.language == "nginx"]
-    site = block.text.replace("/etc/ssl/", f"{folder}/")
-    site = site.replace("listen 443", f"listen 127.0.0.1:{port}")
-    site = site.replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; events {{}}\n"
-        f"http {{ access_log off; {temporary}\n{site}\n}}\n"
-    )
-    log = folder / "nginx.log"
-    process = subprocess.Popen(
-        [nginx, "-p", folder, "-c", folder / "nginx.conf", "-e", log], stderr=subprocess.DEVNULL
-    )
-
-    def listening() -> bool:
-        assert process.poll() is None, log.read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        wait_for(listening, log.read_text)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(WAIT_S)
-
-
-def test_the_proxy_of_the_documents_passes_everything_on(tmp_path: Path) -> None:
-    with reader(tmp_path) as shell, proxy(tmp_path, shell.server.port) as port:
-        trusting = ssl.create_default_context(cafile=f"{tmp_path}/events.example.com.pem")
-        link = websocket.create_connection(
-            f"wss://localhost:{port}/v1/ws",
-            timeout=WAIT_S,
-            suppress_origin=True,
-            sslopt={"context": trusting},
-        )
-        with closing(link), closing(HTTPSConnection("localhost", port, context=trusting)) as http:
-            link.send('{"type":"connect","ref":1}')
-            assert json.loads(link.recv())["type"] == "connected"
-            link.send('{"type":"subscribe","ref":2,"channel":"p"}')
-            assert json.loads(link.recv())["type"] == "subscribed"
-            http.request("GET", "/v1/sse?channel=p")
-            stream = http.getresponse()
-            wait_for(lambda: shell.server.subscriptions() == 2, shell.server.log)
-            publish(port, trusting)
-            assert json.loads(link.recv())["data"] == 7
-            while b'"data":7' not in stream.readline():
-                assert not stream.isclosed()
-
-
-def publish(port: int, trusting: ssl.SSLContext) -> None:
-    """Publish an event through the proxy."""
-    with closing(HTTPSConnection("localhost", port, context=trusting)) as http:
-        headers = {"Authorization": "Bearer dev.galecast"}
-        http.request("POST", "/v1/events", '{"channel":"p","data":7}', headers)
-        assert http.getresponse().status == 200
 
 
 # ---- links

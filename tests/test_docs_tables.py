@@ -18,7 +18,7 @@ from handlers.table import TABLE
 from server import protocol
 from server.closing import Closing
 from server.errors import ALL
-from server.metrics import Metrics
+from server.metrics import BROKER, Metrics
 
 # ---- messages
 
@@ -220,6 +220,7 @@ def families() -> dict[str, set[str]]:
     """Each metric of ours as it is queried, with its labels."""
     metrics = Metrics(version="1")
     metrics.bind(channels=int, subscriptions=int)
+    metrics.count(lambda: dict.fromkeys(BROKER, 0))
     found: dict[str, set[str]] = {}
     metrics.http_request("GET", "/", 200, 0.0)
 

@@ -65,6 +65,9 @@ export async function use(signal: AbortSignal): Promise<void> {
     event.colour;
   });
   connection.addEventListener("state", () => {}, { once: true, signal });
+  connection.addEventListener("subscription", ({ subscription }) => {
+    expect<Same<typeof subscription, Subscription>>();
+  });
   const target: EventTarget = connection;
   target.dispatchEvent(new Event("state"));
   connection.pause();

@@ -78,7 +78,6 @@ def test_networks_are_normal() -> None:
 @pytest.mark.parametrize(
     ("check", "good"),
     [
-        (checks.check_workers, [1]),
         (checks.check_node, ["", "n-1.eu"]),
         (checks.check_broker_url, ["memory://", "redis://a", "unix:///a", "redis+cluster://a,b"]),
         (checks.check_prefix, ["galecast", "a.b:c-d_e", "x" * 64]),
@@ -103,7 +102,6 @@ def test_a_good_value_is_kept(check: Any, good: list[Any]) -> None:
     [
         (checks.check_host, ["", "a b", "[::1]", "a/b", "é"]),
         (checks.check_networks, [("10.0.0.0/33",), ("proxy",)]),
-        (checks.check_workers, [0, 2]),
         (checks.check_node, ["a b", "x" * 65, "a\n"]),
         (checks.check_broker_url, ["", "redis:a", "memory", "http://a"]),
         (checks.check_prefix, ["", "a b", "{a}", "x" * 65, "a\n"]),

@@ -100,6 +100,9 @@ def test_settings_do_not_show_their_secret() -> None:
         (Settings(token=TokenSettings(algorithm="RS256")), "token.algorithm", "public_key_file"),
         (Settings(token=TokenSettings(public_key=PEM)), "token.algorithm", "public_key_file"),
         (Settings(admin_port=8000), "admin_port", "port"),
+        (Settings(admin_port=7998, workers=3), "admin_port", "workers use it to 8000"),
+        (Settings(admin_port=65_534, workers=3), "admin_port", "leaves no ports"),
+        (Settings(node="n" * 61, workers=101), "node", "leaves no room"),
         (Settings(dev=True, host="0.0.0.0"), "host", "loopback"),
         (Settings(keys=(key("a"), key("b"))), "keys[1].id", "unlike"),
         (
@@ -113,6 +116,16 @@ def test_what_cannot_hold_together_is_told_once(settings: Settings, path: str, t
     [(found, _, message)] = conflicts(settings)
     assert found == path
     assert text in message
+
+
+def test_several_workers_cannot_share_what_is_in_memory() -> None:
+    settings = Settings(workers=2)
+    # They get a private Redis, unless they were told that there is to be none.
+    assert list(conflicts(settings)) == []
+    [(found, _, message)] = conflicts(settings, frozenset({"broker.url"}))
+    assert found == "broker.url"
+    assert "keeps events inside one process" in message
+    assert list(conflicts(Settings(admin_port=7997, node="n" * 62, workers=3))) == []
 
 
 def test_two_keys_may_share_a_name() -> None:
@@ -199,3 +212,10 @@ def test_a_public_node_without_origins_is_warned_of() -> None:
     settings = Settings(host="0.0.0.0", keys=(key(),))
     [text] = warnings(settings)
     assert "web pages cannot connect" in text
+
+
+def test_workers_that_cannot_be_scraped_are_warned_of() -> None:
+    settings = Settings(keys=(key(),), workers=2)
+    [text] = warnings(settings)
+    assert "scrape" in text
+    assert warnings(Settings(keys=(key(),), workers=2, admin_port=9000)) == []

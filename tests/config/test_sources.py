@@ -94,14 +94,13 @@ def test_text_becomes_values() -> None:
 
 def test_every_problem_is_told_at_once(toml: Path) -> None:
     toml.write_text("prot = 1\nport = 99999\n[limits]\nframe_bytes = 2000\n", "utf-8")
-    problems = problems_of({"workers": "2"}, {"GALECAST_LOG_LEVEL": "loud"}, toml)
+    problems = problems_of({"workers": "0"}, {"GALECAST_LOG_LEVEL": "loud"}, toml)
     assert problems == [
         f"prot: unknown setting; did you mean port? (file {toml})",
         f"port = 99999: allowed: a whole number from 0 to 65_535 (file {toml})",
         'log.level = "loud": unknown level; allowed: one of debug, info, warning, error '
         "(env GALECAST_LOG_LEVEL)",
-        "workers = 2: several workers are not available in this version; allowed: 1 "
-        "(flag --workers)",
+        "workers = 0: allowed: a whole number from 1 to 256 (flag --workers)",
         f"limits.frame_bytes = 2000: must exceed limits.data_bytes (65536) (file {toml})",
     ]
 
@@ -129,6 +128,10 @@ def test_every_problem_is_told_at_once(toml: Path) -> None:
         ("origins = ['https://*.a']", "'https://*.a' is not scheme://host"),
         ("broker.url = 'http://u:p@h'", 'broker.url = "http://u:***@h": unknown scheme'),
         ("publish.wait_replicas = 1", "publish.wait_replicas = 1: needs a broker.url with"),
+        (
+            "publish = {wait_replicas = 1, wait_timeout_s = 5}\nbroker.url = 'redis://h'",
+            "publish.wait_timeout_s = 5.0: must be below broker.call_timeout_s (5)",
+        ),
         ("channels = 1", "channels = 1: not a list of tables; allowed: a list of tables"),
         ("channels = [1]", "not a list of tables"),
         ("[[channels]]\npresence = true", "channels[0].match: must be given"),

@@ -1,6 +1,7 @@
 """Which channels there are, and what each one is."""
 
 from config.limits import LimitSettings
+from node_group import serve_group
 from nodes import KEY, Served, api_key, make_token, serving
 
 NARROW = "narrow.0123456789abcdef"
@@ -101,4 +102,29 @@ async def test_a_broker_that_is_away() -> None:
         await served.node.broker.close()
         for path in ("/v1/channels", "/v1/channels/a"):
             answer = await served.ask("GET", path)
+            assert (answer.status, answer.json["code"]) == (503, "unavailable")
+
+
+async def test_subscribers_are_counted_over_all_nodes() -> None:
+    async with serve_group("n1", "n2", "n3") as (group, nodes):
+        first = nodes[0]
+        for node in nodes:
+            await node.node.hub.hold("a")
+        await nodes[2].node.hub.hold("a")
+        await first.node.hub.hold("b")
+        page = (await first.ask("GET", "/v1/channels")).json
+        assert [(each["channel"], each["subscribers"]) for each in page["channels"]] == [
+            ("a", 4),
+            ("b", 1),
+        ]
+        assert "silent" not in page
+        assert group.orders == 1
+        group.silent = {"n3"}
+        for path in ("/v1/channels?limit=1", "/v1/channels/a"):
+            answer = (await first.ask("GET", path)).json
+            assert answer["silent"] == ["n3"]
+        assert answer["subscribers"] == 2
+        group.away = True
+        for path in ("/v1/channels", "/v1/channels/a"):
+            answer = await first.ask("GET", path)
             assert (answer.status, answer.json["code"]) == (503, "unavailable")

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from config.limits import LimitSettings
 from config.rules import ACTIONS
 from config.sections import AnonymousSettings
+from node_group import serve_group
 from nodes import KEY, Served, api_key, make_token, serving
 
 
@@ -136,3 +137,80 @@ async def test_who_may_not() -> None:
             ):
                 assert (await served.ask(method, path, bearer=bearer)).status == status
         assert (await served.ask("GET", "/v1/channels/a/events", bearer=make_token())).status == 200
+
+
+# ---- over all nodes
+
+
+async def test_sessions_of_all_nodes_in_pages() -> None:
+    limits = LimitSettings(items_per_page=2)
+    async with serve_group("n1", "n2", limits=limits) as (group, (first, second)):
+        async with (
+            first.session(make_token("u1")) as a,
+            second.session(make_token("u1")) as b,
+            second.session(make_token("<b>")) as c,
+        ):
+            page = (await first.ask("GET", "/v1/sessions")).json
+            assert [(e["session"], e["node"]) for e in page["sessions"]] == [
+                (a.id, "n1"),
+                (b.id, "n2"),
+            ]
+            rest = (await second.ask("GET", f"/v1/sessions?cursor={page['cursor']}")).json
+            assert [(e["session"], e["user"]) for e in rest["sessions"]] == [(c.id, "<b>")]
+            assert rest.keys() == {"sessions"}
+            found = (await first.ask("GET", "/v1/sessions?user=%3Cb%3E")).json["sessions"]
+            assert [each["session"] for each in found] == [c.id]
+            group.silent = {"n2"}
+            page = (await first.ask("GET", "/v1/sessions")).json
+            assert [each["session"] for each in page["sessions"]] == [a.id]
+            assert page["silent"] == ["n2"]
+            group.away = True
+            answer = await first.ask("GET", "/v1/sessions")
+            assert (answer.status, answer.json["code"]) == (503, "unavailable")
+
+
+async def test_ending_a_session_of_another_node() -> None:
+    async with serve_group("n1", "n2", "n3") as (group, (first, second, third)):
+        async with second.session(make_token()) as here, third.session(make_token()) as there:
+            group.silent = {"n3"}
+            assert (await first.ask("DELETE", f"/v1/sessions/{here.id}")).status == 204
+            assert await ended(here.connection) == 4502
+            answer = await first.ask("DELETE", f"/v1/sessions/{there.id}")
+            assert (answer.status, answer.json["code"], answer.json["retry"]) == (
+                503,
+                "unavailable",
+                True,
+            )
+            group.silent = set()
+            assert (await first.ask("DELETE", f"/v1/sessions/{here.id}")).status == 404
+            assert (await first.ask("DELETE", f"/v1/sessions/{'x' * 300}")).status == 404
+            assert (await there.call("ping"))["type"] == "pong"
+
+
+async def test_ending_a_user_on_all_nodes() -> None:
+    async with serve_group("n1", "n2", "n3") as (group, (first, second, third)):
+        old = make_token("u1")
+        async with (
+            second.session(old) as one,
+            third.session(old) as two,
+            third.session(make_token("u2")) as other,
+        ):
+            group.fails = {"notify"}
+            answer = await first.ask("DELETE", "/v1/users/u1/sessions")
+            assert (answer.status, answer.json["code"], answer.json["retry"]) == (
+                503,
+                "unavailable",
+                True,
+            )
+            assert (await one.call("ping"))["type"] == "pong"
+            group.fails, group.silent, group.late = set(), {"n3"}, {"n3"}
+            answer = await first.ask("DELETE", "/v1/users/u1/sessions")
+            assert answer.json == {"ended": 1, "silent": ["n3"]}
+            assert await ended(one.connection) == 4502
+            assert (await two.call("ping"))["type"] == "pong"
+            group.catch_up()
+            assert await ended(two.connection) == 4502
+            assert (await other.call("ping"))["type"] == "pong"
+            for node in (first, second, third):
+                refused = await node.ask("GET", "/v1/channels/a/events", bearer=old)
+                assert (refused.status, refused.json["code"]) == (401, "unauthorized")

@@ -452,8 +452,7 @@ async def test_a_ticket_is_told_to_stay_away_by_204() -> None:
         for wrong in ("junk", "x" * 22 + stream.last_id[22:], stream.last_id[1:]):
             response = await rig.request("GET", path, Last_Event_ID=wrong)
             assert response.status == 204 and response.body == b""
-        rig.node.auth.end_user("u1")
-        rig.node.hub.end_user("u1")
+        await rig.node.nodes.end_user("u1")
         assert (await stream.control("closing"))["code"] == 4502
         response = await rig.request("GET", path, Last_Event_ID=stream.last_id)
         assert response.status == 204

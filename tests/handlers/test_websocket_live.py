@@ -333,8 +333,7 @@ async def test_an_ended_user_does_not_come_back() -> None:
         old = token("u1", iat=int(time.time()) - 5)
         clients = [await rig.ws(token=old) for _ in range(2)]
         other = await rig.ws(token=token("u2"))
-        rig.node.auth.end_user("u1")
-        assert rig.node.hub.end_user("u1") == 2
+        assert await rig.node.nodes.end_user("u1") == (2, [])
         for client in clients:
             ended = await client.ended()
             assert ended.code == 4502 and ended.last["code"] == 4502

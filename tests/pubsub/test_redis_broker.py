@@ -36,19 +36,6 @@ async def history(broker: RedisBroker, *, hidden: bool = False, after: int = 0) 
 # ---- publishing
 
 
-async def test_a_batch_of_one_channel_is_one_envelope(server: RedisServer) -> None:
-    async with open_broker(server, notes := Notes()) as broker:
-        await broker.subscribe("a.b")
-        mixed = [
-            each for number in range(20) for each in (draft(f"x{number}"), draft(f"{number}", "c"))
-        ]
-        answers = await broker.publish(mixed)
-        assert await broker.settled()
-        assert notes.kinds("a.b") == ["events"]
-        assert [accepted(each).id for each in answers] == [each.id for each in mixed]
-        assert ids(notes.events("a.b")) == [f"x{number}" for number in range(20)]
-
-
 async def test_a_large_batch_goes_in_pieces_and_keeps_its_order(server: RedisServer) -> None:
     async with open_broker(server, notes := Notes()) as broker:
         await broker.subscribe("a.b")
@@ -143,61 +130,6 @@ async def test_a_redis_that_is_full_takes_no_events_and_says_so() -> None:
 
 
 # ---- what is kept
-
-
-async def test_rule_15_some_events_are_kept_for_repair_whatever_the_rule_shows(
-    server: RedisServer,
-) -> None:
-    async with open_broker(server, Notes(), rule(size=2)) as broker:
-        await broker.publish(drafts("x", 250))
-        assert await history(broker) == ["x249", "x250"]
-        kept = await history(broker, hidden=True)
-        assert kept == [f"x{number}" for number in range(1, 251)]
-        assert await history(broker, hidden=True, after=248) == ["x249", "x250"]
-        await broker.publish(drafts("y", 400))
-        assert len(await history(broker, hidden=True)) >= 256
-        assert server.ask("XLEN", broker.keys.stream("a.b")) < 400
-        await broker.purge("a.b")
-        assert await history(broker, hidden=True) == []
-
-
-async def test_rule_21_the_highest_revision_of_the_settings_applies(server: RedisServer) -> None:
-    keys = RedisKeys("revisions")
-    async with (
-        open_broker(server, Notes(), rule(size=5), keys=keys, revision=lambda: 7) as new,
-        open_broker(server, Notes(), rule(size=2), keys=keys, revision=lambda: 6) as old,
-    ):
-        await old.publish(drafts("x", 4))
-        assert await history(new) == ["x3", "x4"]
-        await new.publish(drafts("y", 4))
-        assert await history(old) == ["x4", "y1", "y2", "y3", "y4"]
-        await old.publish(drafts("z", 2))
-        assert await history(old) == ["y2", "y3", "y4", "z1", "z2"]
-
-
-async def test_rule_17_all_keys_of_a_channel_lie_in_one_slot() -> None:
-    """A server in cluster mode refuses calls whose declared keys do not."""
-    with RedisServer("cluster-enabled yes", tcp=True) as server:
-        server.ask("CLUSTER", "ADDSLOTS", *range(16_384))
-        await asyncio.to_thread(lambda: _await_cluster(server))
-        async with open_broker(server, Notes(), max_channels=50) as broker:
-            names = [f"c{number}" for number in range(20)]
-            for name in names:
-                await broker.subscribe(name)
-            answers = await broker.publish([draft("x", name) for name in names])
-            top = accepted(answers[0]).position
-            await broker.purge("c0")
-            await broker.contradict("c0", Position(top.epoch, 9, top.check))
-            await broker.compare()
-            await broker.sweep()
-            await broker.unsubscribe("c0")
-            states = await broker.channels(prefix="c", after="", limit=100)
-            assert [state.channel for state in states] == sorted(names[1:])
-
-
-def _await_cluster(server: RedisServer) -> None:
-    while b"cluster_state:ok" not in server.ask("CLUSTER", "INFO"):
-        pass
 
 
 async def test_what_is_kept_frees_itself(server: RedisServer) -> None:
@@ -306,19 +238,6 @@ async def test_reserved_places_that_were_not_taken_refuse_nobody(server: RedisSe
 # ---- subscriptions
 
 
-async def test_a_subscription_without_confirmation_fails_in_time_and_leaves_nothing() -> None:
-    with RedisServer() as server:
-        broker = redis_broker(server, call_timeout_s=0.2)
-        broker.bind(Notes())
-        with pytest.raises(BrokerUnavailable, match="did not confirm"):
-            await broker.subscribe("a.b")
-        assert broker.problem() is not None
-        await broker.start()
-        await ready(broker)
-        assert server.ask("PUBSUB", "NUMSUB", broker.keys.address("a.b"))[1] == 0
-        await broker.close()
-
-
 @pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
 async def test_a_node_that_starts_before_redis_is_ready_as_soon_as_it_can() -> None:
     with RedisServer() as server:
@@ -348,26 +267,6 @@ async def test_many_subscriptions_survive_a_reconnect(server: RedisServer) -> No
         assert await broker.settled()
         assert {channel for _, channel, _ in notes.calls} == set(names)
         assert broker.reconnects == 1
-
-
-async def test_rule_8_subscriptions_that_come_and_go_are_each_confirmed(
-    server: RedisServer,
-) -> None:
-    async with open_broker(server, notes := Notes()) as broker:
-        for turn in range(10):
-            await broker.subscribe("a.b")
-            await broker.publish([draft(f"x{turn}")])
-            assert await broker.settled()
-            leaving = asyncio.create_task(broker.unsubscribe("a.b"))
-            await asyncio.sleep(0)
-            again = await broker.subscribe("a.b")
-            await leaving
-            await broker.publish([draft(f"y{turn}")])
-            assert await broker.settled()
-            assert again.offset == 2 * turn + 1
-            await broker.unsubscribe("a.b")
-        assert len(notes.events("a.b")) == 20
-        assert broker.surprises == 0
 
 
 async def test_a_lease_ends_when_a_node_died(server: RedisServer) -> None:

@@ -25,7 +25,7 @@ def test_all_of_a_channel_has_one_tag() -> None:
 
 def test_nodes_have_channels_of_their_own() -> None:
     keys = RedisKeys("x")
-    assert (keys.nodes, keys.node("n1")) == ("x:nodes", "x:node:n1")
+    assert (keys.nodes, keys.node("n1")) == ("{x:n}:nodes", "{x:n}:node:n1")
 
 
 @pytest.mark.parametrize("prefix", ["", "a b", "{a}", "a*", "é", "x" * 65, "a\n"])

@@ -1,7 +1,6 @@
 """The presence store over Redis: what it alone does, beyond what any presence store must do."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
 from itertools import count, pairwise
 from typing import Any
@@ -9,33 +8,30 @@ from typing import Any
 import pytest
 
 from broker_rig import Clock, redis_broker
-from config.rules import ChannelRule
 from muting_proxy import MutingProxy
 from presence_rig import (
+    LEASE_S,
     Heard,
     PresenceNode,
     member,
     open_presence_node,
     open_presence_nodes,
+    rounds,
+    timed,
 )
-from pubsub import node_entries
 from pubsub.envelope import pack_presence, read_envelope
 from pubsub.errors import BrokerUnavailable
 from pubsub.node_lease import generation_of
 from pubsub.presence import PresenceChange
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
-from redis_rig import AstrayKeys, open_redis_node, until
+from redis_rig import open_redis_node, until
 from redis_server import RedisServer, find_redis_server, shared_redis
 
 pytestmark = pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server")
 
 AWAY = pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
 GONE = pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone")
-MAYBE_GONE = pytest.mark.expect_log(
-    "pubsub.redis_presence", "lease of this node was gone", required=False
-)
-LEASE_S = 9.0
 
 prefixes = count()
 
@@ -60,26 +56,6 @@ def lasting() -> Iterator[RedisServer]:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-def timed(clock: Clock, keys: RedisKeys) -> dict[str, Any]:
-    """Options of a node whose time only the test turns, and whose rounds it asks for."""
-    return {
-        "lease_s": LEASE_S,
-        "start": False,
-        "keys": keys,
-        "monotonic": clock.monotonic,
-        "clock_ms": lambda: round(clock.wall_s * 1000),
-    }
-
-
-async def rounds(clock: Clock, seconds: float, *alive: PresenceNode) -> None:
-    """Let time pass, in which the live nodes beat and tend as they should."""
-    while seconds > 0:
-        clock.advance(min(seconds, LEASE_S / 3))
-        seconds -= LEASE_S / 3
-        await asyncio.gather(*(node.store.lease.beat() for node in alive))
-        await asyncio.gather(*(node.store.tend() for node in alive))
 
 
 # ---- several nodes
@@ -188,128 +164,6 @@ async def test_a_call_that_was_cancelled_disturbs_no_other(
 # ---- nodes that die
 
 
-async def test_rule_23_a_dead_nodes_members_leave_once(
-    server: RedisServer, keys: RedisKeys, clock: Clock
-) -> None:
-    async with open_presence_nodes(server, 4, **timed(clock, keys)) as (dead, *others):
-        channels = [f"c{number}" for number in range(20)]
-        for node in others:
-            await node.watch(*channels)
-        for channel in channels:
-            await asyncio.gather(*(dead.enter(f"d{n}", channel=channel) for n in range(15)))
-            await others[0].enter("stays", channel=channel)
-        await rounds(clock, LEASE_S, dead, *others)
-        await dead.die()
-        junk = keys.entries(0, generation_of(dead.store.lease.life))
-        server.ask("SADD", junk, b"junk", b"\xff\0s", b"a\0b\0c")
-        await rounds(clock, LEASE_S * 2 / 3, *others)
-        assert len(await others[0].sessions("c0")) == 16
-        await rounds(clock, LEASE_S / 3, *others)
-        for node in others:
-            await node.settle()
-            for channel in channels:
-                assert await node.sessions(channel) == ["stays"]
-                left = Counter(node.heard.short(channel))
-                assert left == Counter(
-                    [("join", "stays")]
-                    + [(action, f"d{n}") for action in ("join", "leave") for n in range(15)]
-                )
-        assert server.ask("ZCARD", keys.leases[0]) == 3
-        await rounds(clock, 2 * LEASE_S, *others)
-        generation = generation_of(dead.store.lease.life)
-        assert server.ask("KEYS", f"*:e:{generation}") == []
-
-
-async def test_rule_23_a_claimer_that_dies_in_the_middle_is_replaced(
-    server: RedisServer, keys: RedisKeys, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(node_entries, "_BATCH", 2)
-    async with open_presence_nodes(server, 3, **timed(clock, keys)) as (dead, claimer, other):
-        await other.watch("a")
-        await dead.enter(*(f"d{number}" for number in range(9)))
-        await claimer.enter("c")
-        await rounds(clock, LEASE_S, dead, claimer, other)
-        await dead.die()
-        await rounds(clock, LEASE_S * 2 / 3, claimer, other)
-        clock.advance(LEASE_S / 3)
-        await claimer.store.lease.beat()
-        assert claimer.store.lease.claimed == dead.store.lease.life
-        left = iter([True] * (keys.partition("a") + 1))
-        generation = generation_of(dead.store.lease.life)
-        assert not await claimer.store._entries.sweep(generation, lambda: next(left, False))
-        assert len(await other.sessions()) == 8
-        await claimer.die()
-        await rounds(clock, LEASE_S * 2, other)
-        await other.settle()
-        assert await other.sessions() == []
-        leaves = [session for action, session in other.heard.short() if action == "leave"]
-        assert sorted(leaves) == ["c", *(f"d{number}" for number in range(9))]
-        assert server.ask("ZCARD", keys.leases[0]) == 1
-
-
-@GONE
-async def test_rule_23_a_node_that_wakes_enters_its_sessions_anew(
-    server: RedisServer, keys: RedisKeys, clock: Clock
-) -> None:
-    async with open_presence_nodes(server, 2, **timed(clock, keys)) as (asleep, other):
-        await other.watch("a")
-        await asleep.enter("s1", "s2")
-        await rounds(clock, LEASE_S, asleep, other)
-        await rounds(clock, LEASE_S, other)
-        assert await other.sessions() == []
-        # Its sessions go on before its heart beats.
-        await asleep.enter("s3")
-        await asleep.store.leave("a", "s2")
-        assert await other.sessions() == ["s3"]
-        await rounds(clock, LEASE_S, asleep, other)
-        assert await other.sessions() == ["s1", "s3"]
-        await rounds(clock, 3 * LEASE_S, asleep, other)
-        assert await other.sessions() == ["s1", "s3"]
-        await other.settle()
-        followed: set[str] = set()
-        for action, session in other.heard.short():
-            (followed.discard if action == "leave" else followed.add)(session)
-        assert followed == {"s1", "s3"}
-
-
-@GONE
-async def test_rule_23_a_late_sweep_spares_what_was_entered_anew(
-    server: RedisServer, keys: RedisKeys, clock: Clock
-) -> None:
-    async with open_presence_nodes(server, 2, **timed(clock, keys)) as (asleep, other):
-        await other.watch("a")
-        await asleep.enter("s1", "s2")
-        await rounds(clock, LEASE_S, asleep, other)
-        before = asleep.store.lease.life
-        for _ in range(3):
-            clock.advance(LEASE_S / 3)
-            await other.store.lease.beat()
-        assert other.store.lease.claimed == before
-        # It wakes before the sweep begins: nobody sees that it was away.
-        await rounds(clock, LEASE_S / 3, asleep)
-        await other.store.tend()
-        await other.settle()
-        assert other.heard.short() == [("join", "s1"), ("join", "s2")]
-        assert await other.sessions() == ["s1", "s2"]
-        assert server.ask("SCARD", keys.entries(keys.partition("a"), generation_of(before))) == 0
-
-
-@MAYBE_GONE
-async def test_rule_23_in_real_time(server: RedisServer, keys: RedisKeys) -> None:
-    async with open_presence_nodes(server, 4, keys=keys, lease_s=1.5) as (dead, *others):
-        for node in others:
-            await node.watch("a")
-        await dead.enter("d1", "d2")
-        await others[0].enter("o")
-        await dead.die()
-        for node in others:
-            await until(lambda heard=node.heard: len(heard.changes) >= 5)  # type: ignore[misc]
-            await node.settle()
-            counted = Counter(node.heard.short())
-            assert counted["leave", "d1"] == counted["leave", "d2"] == 1
-            assert await node.sessions() == ["o"]
-
-
 async def test_who_closes_takes_its_members_along(server: RedisServer, keys: RedisKeys) -> None:
     async with open_presence_node(server, keys=keys) as other:
         await other.watch("a")
@@ -335,67 +189,6 @@ async def test_a_store_that_never_started_closes(server: RedisServer) -> None:
 
 
 # ---- what was lost
-
-
-async def test_rule_24_a_lost_leave_is_found_by_comparing_versions(
-    server: RedisServer, keys: RedisKeys
-) -> None:
-    astray = AstrayKeys(keys.prefix)
-    async with (
-        open_presence_node(server, keys=keys) as node,
-        open_presence_node(server, keys=astray) as silent,
-    ):
-        await node.watch("a", "b")
-        await node.broker.compare()
-        await silent.enter("s1")
-        await silent.store.leave("a", "s1")
-        assert (node.heard.changes, node.heard.lost) == ([], [])
-        await node.broker.compare()
-        version = (await node.store.members("a", limit=1)).version
-        assert node.heard.lost == [("a", version)]
-
-
-async def test_rule_24_whoever_watches_gets_the_set_anew(
-    server: RedisServer, keys: RedisKeys
-) -> None:
-    rule = ChannelRule(match=">", presence=True)
-    async with (
-        open_redis_node(server, rule, keys=keys, lease_s=3_600.0) as node,
-        open_presence_node(server, keys=AstrayKeys(keys.prefix)) as silent,
-    ):
-        await silent.enter("s1", "s2", channel="c")
-        client = await node.subscribe("c", presence=True)
-        assert [each["session"] for each in client.of("subscribed")[0]["members"]] == ["s1", "s2"]
-        await silent.store.leave("c", "s1")
-        await node.broker.compare()
-        await until(lambda: client.of("presence"))
-        (told,) = client.of("presence")
-        assert told["action"] == "sync"
-        assert [each["session"] for each in told["members"]] == ["s2"]
-        await node.broker.compare()
-        await node.node.presence.enter("c", member("s3"))
-        await until(lambda: len(client.of("presence")) > 1)
-        assert [each["action"] for each in client.of("presence")] == ["sync", "join"]
-
-
-async def test_a_version_that_went_back_goes_on_above_what_was_told(
-    server: RedisServer, keys: RedisKeys
-) -> None:
-    """A master died with changes that it had announced."""
-    async with open_presence_node(server, keys=keys) as node:
-        await node.watch("a")
-        await node.enter("s1", "s2", "s3")
-        await node.settle()
-        told = node.heard.told["a"]
-        key = keys.presence("a")[2]
-        server.ask("SET", key, told - 2)
-        await node.broker.compare()
-        ((_, version),) = node.heard.lost
-        assert version > told
-        assert server.ask("TTL", key) == -1
-        server.ask("DEL", key)
-        await node.broker.compare()
-        assert node.heard.lost[-1][1] > told
 
 
 async def test_the_version_of_an_empty_set_lives_on_for_a_while(

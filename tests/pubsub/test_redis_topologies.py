@@ -14,18 +14,11 @@ from cryptography.x509.oid import NameOID
 
 from broker_rig import Notes, draft, ids, ready, redis_broker
 from redis_rig import open_broker, until
+from redis_rights import RIGHTS
 from redis_server import RedisServer, free_port
 
 PASSWORD = "pass:w@rd/1"
 QUOTED = "pass%3Aw%40rd%2F1"
-
-# All that a node asks of Redis; docs/operations.md shows the same.
-RIGHTS = (
-    "~galecast:* ~{galecast:* resetchannels &galecast:* &{galecast:* -@all "
-    "+ping +select +time +eval +evalsha +subscribe +unsubscribe +publish "
-    "+hget +hmget +hgetall +hset +hsetnx +hdel +exists +pexpire +unlink "
-    "+xadd +xrange +xrevrange +xtrim +xinfo +zadd +zrem +zcard +zrangebylex +zrangebyscore"
-)
 
 
 async def works(server: RedisServer, url: str) -> None:

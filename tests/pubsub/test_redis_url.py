@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pubsub.errors import RedisUrlRejected
-from pubsub.redis_client import connect
 from pubsub.redis_url import Endpoint, RedisTarget, Tls, parse_redis_url
 
 LOCAL = (Endpoint("localhost", 6379),)
@@ -140,9 +139,3 @@ def test_any_text_is_read_or_refused(text: str, scheme: str) -> None:
         assert str(refusal)
     else:
         assert target.path or target.endpoints
-
-
-@pytest.mark.parametrize("text", ["redis+sentinel://a/main", "redis+cluster://a"])
-def test_what_this_version_cannot_reach_is_refused(text: str) -> None:
-    with pytest.raises(RedisUrlRejected, match="not available"):
-        connect(parse_redis_url(text), timeout_s=1)

@@ -130,10 +130,10 @@ def test_an_ended_user_cannot_come_back_with_anything_old() -> None:
     token = auth.mint("u7", GRANTS)
     principal = auth.token(token)
     ticket, used = auth.ticket(principal), auth.ticket(principal)
-    _, proof, _ = auth.redeem(used)
+    _, proof, *_ = auth.redeem(used)
     assert auth.current(principal) is principal
     clock.at += 1
-    auth.end_user("u7")
+    auth.end_user("u7", *auth.revocations.span())
     said = "token: this user's sessions were ended"
     assert refused(Unauthorized, auth.bearer, f"Bearer {token}") == said
     assert refused(Unauthorized, auth.token, token) == said
@@ -155,7 +155,7 @@ def test_no_token_outlives_the_memory_of_its_end() -> None:
     # Issued by a clock ahead by the leeway, and as long-lived as may be.
     longest = jwt.encode({"sub": "u7", "iat": 1_000_000, "exp": 1_003_610}, SECRET, "HS256")
     assert auth.token(longest).user == "u7"
-    auth.end_user("u7")
+    auth.end_user("u7", *auth.revocations.span())
     while True:
         clock.at += 0.5
         try:
@@ -176,7 +176,7 @@ def test_tickets_of_everyone(who: str) -> None:
         "service": lambda: auth.bearer("Bearer k1.s3cret"),
         "anonymous": auth.anonymous,
     }[who]()
-    back, _, cursor = auth.redeem(auth.ticket(principal))
+    back, _, cursor, *_ = auth.redeem(auth.ticket(principal))
     assert back == principal
     assert cursor is None
     if who == "user":

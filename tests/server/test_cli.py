@@ -135,7 +135,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Served]:
     """What `serve` handed over to run."""
     found: list[Served] = []
 
-    def serve(loaded: Loaded, reread: Callable[[], Settings | None]) -> int:
+    def serve(loaded: Loaded, reread: Callable[[], Settings | None], beside: object) -> int:
         found.append((loaded, reread))
         return 7
 

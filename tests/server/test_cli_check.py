@@ -10,6 +10,7 @@ from redis_server import RedisServer
 from server import cli_check
 from server.cli import main
 from server.cli_check import Finding, Host, examine, problems, raise_file_limit, this_host
+from server.private_redis import NOT_FOUND
 
 Capture = pytest.CaptureFixture[str]
 PLENTY = Host(soft_files=1_000_000, hard_files=1_000_000, backlog=4096)
@@ -66,6 +67,17 @@ def test_a_key_that_cannot_be_read_fails() -> None:
     }
     findings = found("settings", settings(**changes), PLENTY)
     assert findings[0] == Finding("settings", "fail", "token.public_key is not a public key in PEM")
+
+
+def test_several_workers_need_a_program_for_a_private_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli_check, "find_redis_server", lambda: "/bin/redis-server")
+    text = "workers get a private Redis (/bin/redis-server)"
+    assert found("broker", settings(workers="2"), PLENTY) == [Finding("broker", "ok", text)]
+    monkeypatch.setattr(cli_check, "find_redis_server", lambda: None)
+    assert found("broker", settings(workers="2"), PLENTY) == [Finding("broker", "fail", NOT_FOUND)]
+    assert found("broker", settings(), PLENTY)[0].status == "ok"
 
 
 def test_this_machine_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

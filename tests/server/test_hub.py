@@ -34,8 +34,11 @@ async def test_sessions_are_known_by_user_while_they_are_open() -> None:
         assert len(rig.hub.sessions) == 4
         mine[0].leave()
         assert rig.hub.sessions_of("u1") == [mine[1].session]
-        assert rig.hub.end_user("u1") == 1
-        assert rig.hub.end_user("u1") == 0
+        issued_at = mine[1].session.principal.issued_at
+        assert issued_at is not None
+        assert rig.hub.end_user("u1", issued_at - 1) == 0
+        assert rig.hub.end_user("u1", issued_at) == 1
+        assert rig.hub.end_user("u1", issued_at) == 0
         assert mine[1].connection.closed is Closing.ENDED
         assert other.connection.closed is None
         nobody.leave()

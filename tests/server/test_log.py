@@ -331,3 +331,16 @@ def test_a_closed_stream_disturbs_nobody(
     stream.close()
     logging.getLogger("server.test_log").info("canary")
     assert capsys.readouterr() == ("", "")
+
+
+def test_records_of_several_nodes_on_one_stream_say_whose_they_are(
+    quiet_root: logging.Logger,
+) -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream, node="n-1")
+    logging.getLogger("server.test").info("hello")
+    logging.getLogger("server.test").info("hello", extra={"node": "n-2"})
+    assert [json.loads(line)["node"] for line in stream.getvalue().splitlines()] == ["n-1", "n-2"]
+    configure("info", "json", stream)
+    logging.getLogger("server.test").info("hello")
+    assert "node" not in json.loads(stream.getvalue().splitlines()[-1])

@@ -174,6 +174,7 @@ def test_no_label_names_a_channel_a_user_or_an_address() -> None:
         "generation",
         "le",
         "method",
+        "outcome",
         "reason",
         "recovered",
         "route",

@@ -9,9 +9,10 @@ import pytest
 
 from config.rules import ChannelRule, ChannelRules
 from pubsub.broker import Broker
-from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
+from pubsub.errors import BrokerUnavailable, NotReplicated, PubSubError, TooManyChannels
 from pubsub.event import Draft, Published
 from pubsub.position import Position
+from server import errors
 from server.errors import BadRequest, Forbidden, Internal, LimitExceeded, Refused, Unavailable
 from server.metrics import Metrics
 from server.principal import GrantsCache, Principal
@@ -115,3 +116,12 @@ async def test_a_broker_that_is_away_refuses_each() -> None:
 def test_what_is_unexpected_says_nothing() -> None:
     refused = refusal(PubSubError("the secret inside"))
     assert isinstance(refused, Internal) and "secret" not in refused.message
+
+
+async def test_too_few_replicas_are_told_and_worth_another_try() -> None:
+    made, metrics = publishing([Published("a.b", AT, "e1"), NotReplicated("0 of 1")])
+    published, refused = await made.publish([draft(), draft()])
+    assert isinstance(published, Published)
+    assert isinstance(refused, errors.NotReplicated)
+    assert (refused.code, refused.status, refused.retry) == ("not_replicated", 503, True)
+    assert metrics.events_in == 1

@@ -17,10 +17,11 @@ from pubsub.event import Draft, Event, Published
 from pubsub.memory_broker import MemoryBroker
 from pubsub.position import Position
 from pubsub.redis_broker import RedisBroker
-from pubsub.redis_client import connect
+from pubsub.redis_client import Topology, connect
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_url import parse_redis_url
+from redis_cluster import RedisCluster, shared_cluster
 from redis_server import RedisServer, find_redis_server, shared_redis
 
 
@@ -150,12 +151,17 @@ async def open_memory_rig(
 
 
 def redis_broker(
-    server: RedisServer, rules: Sequence[ChannelRule] = (), *, url: str = "", **options: Any
+    server: RedisServer | RedisCluster,
+    rules: Sequence[ChannelRule] = (),
+    *,
+    url: str = "",
+    topology: Topology | None = None,
+    **options: Any,
 ) -> RedisBroker:
     """Return a broker over a Redis, under a key prefix of its own unless `keys` are given."""
     target = parse_redis_url(url or server.url)
     link = RedisLink(
-        connect(target, timeout_s=options.pop("timeout_s", 2.0)),
+        topology or connect(target, timeout_s=options.pop("timeout_s", 2.0)),
         call_timeout_s=options.pop("call_timeout_s", 5.0),
         most_waiting=options.pop("most_waiting", 20_000),
         monotonic=time.monotonic,
@@ -173,7 +179,8 @@ async def ready(broker: RedisBroker) -> None:
 
 
 @asynccontextmanager
-async def open_redis_rig(
+async def _open_redis_rig(
+    server: RedisServer | RedisCluster,
     *,
     rules: Sequence[ChannelRule] = (),
     max_channels: int = 1_000,
@@ -182,7 +189,7 @@ async def open_redis_rig(
 ) -> AsyncIterator[Rig]:
     clock = Clock()
     broker = redis_broker(
-        shared_redis(),
+        server,
         rules,
         max_channels=max_channels,
         idempotency_window_s=idempotency_window_s,
@@ -213,15 +220,32 @@ async def open_redis_rig(
         await broker.close()
 
 
+def open_redis_rig(**options: Any) -> AbstractAsyncContextManager[Rig]:
+    return _open_redis_rig(shared_redis(), **options)
+
+
+def open_cluster_rig(**options: Any) -> AbstractAsyncContextManager[Rig]:
+    return _open_redis_rig(shared_cluster(), **options)
+
+
 # Every broker stands here.
-RIGS: dict[str, OpenRig] = {"memory": open_memory_rig, "redis": open_redis_rig}
+RIGS: dict[str, OpenRig] = {
+    "memory": open_memory_rig,
+    "redis": open_redis_rig,
+    "cluster": open_cluster_rig,
+}
 # The same as parameters of a test, which is skipped where a part is missing.
 RIG_PARAMS = [
     pytest.param(RIGS["memory"], id="memory"),
-    pytest.param(
-        RIGS["redis"],
-        id="redis",
-        marks=pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server"),
+    *(
+        pytest.param(
+            RIGS[name],
+            id=name,
+            marks=pytest.mark.skipif(
+                find_redis_server() is None, reason="there is no redis-server"
+            ),
+        )
+        for name in ("redis", "cluster")
     ),
 ]
 

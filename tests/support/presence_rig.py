@@ -1,5 +1,6 @@
 """What the tests of presence stores stand on: a sink that notes, and nodes over a real Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -7,14 +8,18 @@ from typing import Any, Protocol
 
 import pytest
 
-from broker_rig import Notes, ready, redis_broker
+from broker_rig import Clock, Notes, ready, redis_broker
 from pubsub.memory_presence import MemoryPresence
 from pubsub.presence import Member, PresenceChange, PresenceStore
 from pubsub.redis_broker import RedisBroker
+from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
+from redis_cluster import RedisCluster, shared_cluster
 from redis_server import RedisServer, find_redis_server, shared_redis
 
 CHANNELS = ("a", "b")
+# Of nodes whose time only the test turns.
+LEASE_S = 9.0
 
 
 @dataclass(slots=True)
@@ -109,7 +114,11 @@ class PresenceNode:
 
 @asynccontextmanager
 async def open_presence_node(
-    server: RedisServer, *, lease_s: float = 3_600.0, start: bool = True, **options: Any
+    server: RedisServer | RedisCluster,
+    *,
+    lease_s: float = 3_600.0,
+    start: bool = True,
+    **options: Any,
 ) -> AsyncIterator[PresenceNode]:
     """Open a node; without `start` the test asks for its rounds. `options` are the broker's."""
     clock_ms = options.get("clock_ms")
@@ -131,7 +140,7 @@ async def open_presence_node(
 
 @asynccontextmanager
 async def open_presence_nodes(
-    server: RedisServer, count: int, **options: Any
+    server: RedisServer | RedisCluster, count: int, **options: Any
 ) -> AsyncIterator[list[PresenceNode]]:
     async with AsyncExitStack() as stack:
         yield [
@@ -147,16 +156,48 @@ async def open_redis_presence() -> AsyncIterator[PresenceRig]:
         yield PresenceRig(node.store, node.heard, node.settle)
 
 
+@asynccontextmanager
+async def open_cluster_presence() -> AsyncIterator[PresenceRig]:
+    async with open_presence_node(shared_cluster()) as node:
+        await node.watch(*CHANNELS)
+        yield PresenceRig(node.store, node.heard, node.settle)
+
+
 # Every presence store stands here, as parameters of a test that is skipped where a part is missing.
 PRESENCE_PARAMS = [
     pytest.param(open_memory_presence, id="memory"),
-    pytest.param(
-        open_redis_presence,
-        id="redis",
-        marks=pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server"),
+    *(
+        pytest.param(
+            opened,
+            id=name,
+            marks=pytest.mark.skipif(
+                find_redis_server() is None, reason="there is no redis-server"
+            ),
+        )
+        for name, opened in (("redis", open_redis_presence), ("cluster", open_cluster_presence))
     ),
 ]
 
 
 def member(session: str, info: bytes = b"{}", user: str | None = None) -> Member:
     return Member(session, user, info)
+
+
+def timed(clock: Clock, keys: RedisKeys) -> dict[str, Any]:
+    """Options of a node whose time only the test turns, and whose rounds it asks for."""
+    return {
+        "lease_s": LEASE_S,
+        "start": False,
+        "keys": keys,
+        "monotonic": clock.monotonic,
+        "clock_ms": lambda: round(clock.wall_s * 1000),
+    }
+
+
+async def rounds(clock: Clock, seconds: float, *alive: PresenceNode) -> None:
+    """Let time pass, in which the live nodes beat and tend as they should."""
+    while seconds > 0:
+        clock.advance(min(seconds, LEASE_S / 3))
+        seconds -= LEASE_S / 3
+        await asyncio.gather(*(node.store.lease.beat() for node in alive))
+        await asyncio.gather(*(node.store.tend() for node in alive))

@@ -1,6 +1,7 @@
 """What the tests of delivery over Redis stand on: nodes without sockets that share a real Redis."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from pubsub.memory_presence import MemoryPresence
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
+from redis_cluster import RedisCluster
 from redis_server import RedisServer
 from server.auth import Auth
 from server.feed import Feed, State
@@ -58,15 +60,18 @@ class RedisNode:
     def feed(self, channel: str = CHANNEL) -> Feed:
         return self.node.hub.feeds[channel]
 
-    async def subscribe(self, channel: str = CHANNEL, *, presence: bool = False) -> NotedConnection:
+    async def subscribe(
+        self, channel: str = CHANNEL, *, presence: bool = False, since: str | None = None
+    ) -> NotedConnection:
         """Return the connection of a new client that has subscribed to `channel`."""
         connection = NotedConnection()
         self.node.occupancy.enter("127.0.0.1")
         session = Session(self.node, LineWire(), as_connection(connection), "127.0.0.1")
         session.open(SERVICE)
-        watching = b"true" if presence else b"false"
-        text = b'{"type":"subscribe","ref":1,"channel":"%s","presence":%s}'
-        session.on_messages([text % (channel.encode(), watching)])
+        command = {"type": "subscribe", "ref": 1, "channel": channel, "presence": presence}
+        if since is not None:
+            command["since"] = since
+        session.on_messages([json.dumps(command).encode()])
         await until(lambda: connection.of("subscribed"))
         return connection
 
@@ -84,7 +89,10 @@ class RedisNode:
 
 @asynccontextmanager
 async def open_redis_node(
-    server: RedisServer, *rules: ChannelRule, lease_s: float | None = None, **options: Any
+    server: RedisServer | RedisCluster,
+    *rules: ChannelRule,
+    lease_s: float | None = None,
+    **options: Any,
 ) -> AsyncIterator[RedisNode]:
     """Open a node; `options` are those of `redis_broker`. With `lease_s`, presence is in Redis."""
     loop = asyncio.get_running_loop()
@@ -128,7 +136,10 @@ async def open_redis_node(
 
 @asynccontextmanager
 async def open_broker(
-    server: RedisServer, sink: Sink, rules: Sequence[ChannelRule] = (), **options: Any
+    server: RedisServer | RedisCluster,
+    sink: Sink,
+    rules: Sequence[ChannelRule] = (),
+    **options: Any,
 ) -> AsyncIterator[RedisBroker]:
     """Open a broker alone; `options` are those of `redis_broker`."""
     broker = redis_broker(server, rules, **options)

@@ -1,0 +1,18 @@
+"""What the tests of whole fleets get without asking; for the conftest.py of their folders."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fleet import Fleet
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "timeout(seconds): how long an async test may take")
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """Three nodes behind Nginx over a Redis, for one test."""
+    with Fleet() as running:
+        yield running

@@ -1,0 +1,196 @@
+"""Takes the rules of delivery out of the product, one by one, and sees whether their tests notice.
+
+    python tests/support/without.py [--rule 15] [--jobs 3]
+
+Each entry of tests/rules/mutations.toml is applied alone to a copy of the product, in which the
+tests of its rule are run: one of them must fail. The exit code is 1 if none does, if the tests fail
+without any change, or if an entry no longer fits the source.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+TABLE: Final = ROOT / "tests" / "rules" / "mutations.toml"
+RULES: Final = range(1, 25)
+# Where the rules are tested; rule 19 is of one part of the product, and tested there.
+TESTS: Final = ("tests/rules", "tests/pubsub/test_wait_replicas.py")
+COPIED: Final = ("config", "handlers", "pubsub", "server", "static", "tests/conftest.py")
+SUPPORT: Final = ("tests/support", "pyproject.toml")
+
+# Tests that hang are not tests that fail.
+LIMIT_S: Final = 60.0
+TEST_LIMIT_S: Final = 10
+ALL_LIMIT_S: Final = 300.0
+
+_is_test = re.compile(r"^(?:async )?def (test_rule_(\d\d)_\w+)", re.MULTILINE)
+_is_failed = re.compile(r"^(?:FAILED|ERROR) \S+::(\S+)(?: - (.*))?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """What takes a rule out: `old`, which stands in `file` exactly once, becomes `new`."""
+
+    rule: int
+    without: str
+    file: str
+    old: str
+    new: str
+
+    def fault(self) -> str | None:
+        """Return why this fits the source no longer, or None."""
+        path = ROOT / self.file
+        found = path.read_text().count(self.old) if path.exists() else 0
+        if found == 1 and self.old != self.new and self.rule in RULES:
+            return None
+        return f"rule {self.rule}, {self.without}: found {found} times in {self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the tests of a rule: `failed` names one, `why` says how; neither: survived."""
+
+    failed: str = ""
+    why: str = ""
+
+
+def read_table() -> list[Mutation]:
+    """Return all mutations, by rule."""
+    entries = tomllib.loads(TABLE.read_text())["mutation"]
+    return sorted((Mutation(**entry) for entry in entries), key=lambda each: each.rule)
+
+
+def tested_rules() -> set[int]:
+    """Return the rules that have a test."""
+    paths = [ROOT / place for place in TESTS]
+    files = [file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])]
+    return {int(found[2]) for file in files for found in _is_test.finditer(file.read_text())}
+
+
+def copy_product(target: Path) -> None:
+    """Copy all that the tests of the rules need."""
+    leave_out = shutil.ignore_patterns("__pycache__", "node_modules", "*.pyc")
+    for name in (*COPIED, *SUPPORT, *TESTS):
+        source, place = ROOT / name, target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, place, ignore=leave_out)
+        elif source.exists():
+            shutil.copy2(source, place)
+
+
+@contextmanager
+def applied(mutation: Mutation, product: Path) -> Iterator[None]:
+    """Change a copy of the product, and change it back."""
+    path = product / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise ValueError(mutation.fault())
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def run_tests(product: Path, chosen: str, limit_s: float) -> tuple[int | None, str]:
+    """Run the chosen tests in a copy; return the exit code (None: out of time) and what it said."""
+    scratch = product / "tmp"
+    scratch.mkdir(exist_ok=True)
+    places = [name for name in TESTS if (product / name).exists()]
+    command = [sys.executable, "-m", "pytest", *places, "-k", chosen, "-x", "-q", "--tb=line"]
+    command += ["-p", "no:cacheprovider", f"--async-test-timeout={TEST_LIMIT_S}"]
+    process = subprocess.Popen(
+        command,
+        cwd=product,
+        env=os.environ | {"TMPDIR": str(scratch), "COLUMNS": "400"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        # With the servers that its tests have started.
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        return None, said
+    return process.returncode, said
+
+
+def judge(mutation: Mutation, products: "SimpleQueue[Path]") -> Verdict:
+    """Say what the tests of a rule make of its being gone."""
+    product = products.get()
+    try:
+        with applied(mutation, product):
+            # One Redis shows as much as a cluster, and starts sooner.
+            chosen = f"test_rule_{mutation.rule:02} and not cluster"
+            code, said = run_tests(product, chosen, LIMIT_S)
+    finally:
+        products.put(product)
+    if code == 0:
+        return Verdict()
+    found = _is_failed.search(said)
+    if code == 1 and found is not None:
+        return Verdict(found[1], found[2] or "")
+    why = "out of time" if code is None else said.strip().rpartition("\n")[2]
+    return Verdict(why=f"NO VERDICT: {why}")
+
+
+def report(mutations: Sequence[Mutation], jobs: int) -> int:
+    """Judge all, print a line for each; return how many survived or could not be judged."""
+    with tempfile.TemporaryDirectory(prefix="without-") as folder:
+        products: SimpleQueue[Path] = SimpleQueue()
+        for number in range(jobs):
+            product = Path(folder, str(number))
+            copy_product(product)
+            products.put(product)
+        code, said = run_tests(product, "test_rule_ and not cluster", ALL_LIMIT_S)
+        if code != 0:
+            print(said, "The tests fail, with all rules in.", sep="\n")
+            return 1
+        left = 0
+        print(f"{'rule':>4}  {'taken out':<60}  failed test")
+        with ThreadPoolExecutor(jobs) as pool:
+            verdicts = pool.map(partial(judge, products=products), mutations)
+            for mutation, verdict in zip(mutations, verdicts, strict=True):
+                left += not verdict.failed
+                told = verdict.failed or verdict.why or "SURVIVED"
+                print(f"{mutation.rule:>4}  {mutation.without:<60}  {told}", flush=True)
+                if verdict.failed and verdict.why:
+                    print(f"{'':>68}{verdict.why[:120]}")
+        return left
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rule", type=int, help="only this one")
+    parser.add_argument("--jobs", type=int, default=3, help="how many at a time (default: 3)")
+    asked = parser.parse_args()
+    mutations = [each for each in read_table() if asked.rule in (None, each.rule)]
+    if faults := [fault for each in mutations if (fault := each.fault())]:
+        print("\n".join(faults))
+        return 1
+    left = report(mutations, asked.jobs)
+    print(f"{len(mutations)} taken out, {left} of them unnoticed" if left else "All were noticed.")
+    return int(left > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
