@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 # Connections taken before others get their turn.
 _AT_ONCE: Final = 64
+# What the kernel holds at most of connections that were not accepted yet.
+_ALL: Final = 65_536
 # What the process needs beside connections: logs, clients of its own, sockets that are closing.
 RESERVE: Final = 64
 _PAUSE_S: Final = 0.25
@@ -78,16 +80,21 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept no more; connections that were taken go on. May be called twice."""
-        if self._paused is not None:
-            self._paused.cancel()
-            self._paused = None
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             self._loop.remove_reader(sock)
+            # Their clients are connected, and may have sent a request: they would be reset.
+            self._accept(sock, _ALL)
             sock.close()
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
 
     def _on_ready(self, sock: socket.socket) -> None:
-        for _ in range(_AT_ONCE):
+        self._accept(sock, _AT_ONCE)
+
+    def _accept(self, sock: socket.socket, most: int) -> None:
+        for _ in range(most):
             try:
                 connection, address = sock.accept()
             except (BlockingIOError, InterruptedError):

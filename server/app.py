@@ -41,6 +41,8 @@ from server.timetable import Timetable
 _log = logging.getLogger("galecast")
 
 _BACKLOG = 4096
+# How long a request may be under way on a connection that stands.
+_LAST_REQUESTS_S = 0.5
 _MAX_HEADER_BYTES = 65_536
 
 
@@ -207,6 +209,7 @@ class App:
         try:
             async with asyncio.timeout(drain.grace_s):
                 await node.lifecycle.dismiss(self.live.sessions())
+                await self._last_requests()
                 await node.lifecycle.requests_done()
                 while self.live.connections():
                     # A request in flight may have become a session meanwhile.
@@ -214,6 +217,12 @@ class App:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             _log.warning("the grace time is over; what is left is cut off")
+
+    async def _last_requests(self) -> None:
+        """Wait a moment for the requests of connections that were accepted last."""
+        end = self._loop.time() + _LAST_REQUESTS_S
+        while self.http_connections and self._loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """Let go of everything; may be called twice."""

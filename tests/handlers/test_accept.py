@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from config.sections import DrainSettings
 from live_rig import live, until
 from processes import ServerProcess
 
@@ -101,3 +102,23 @@ async def test_descriptors_are_kept_back_for_the_node_itself() -> None:
         assert rig.refusals("file_limit") == 1
         for sock in (*held, third):
             sock.close()
+
+
+async def test_who_was_connected_before_the_end_is_answered() -> None:
+    """The kernel reset what it had taken and the node had not, some of it with a publish inside."""
+    async with live(drain=DrainSettings(delay_s=0.0, grace_s=10.0)) as rig:
+        late = await opened(rig.app.port)
+        draining = asyncio.create_task(rig.app.drain())
+        # Not accepted before it listens no more: all this happens within one turn of the loop.
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", rig.app.port)) as sock:
+            sock.setblocking(False)
+            rig.app._acceptors[0].close()
+            await asyncio.sleep(0.05)
+            assert not draining.done(), "what was accepted last gets a moment"
+            await loop.sock_sendall(sock, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = await asyncio.wait_for(loop.sock_recv(sock, 4096), 5)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"Connection: close" in answer
+        late.close()
+        await draining

@@ -7,6 +7,7 @@ import pytest
 
 import pubsub
 from live_rig import BEARER, live, token
+from pubsub.redis_presence import RedisPresence
 from redis_rig import until
 from redis_rights import RIGHTS
 from redis_server import RedisServer
@@ -40,8 +41,10 @@ async def test_a_node_with_these_rights_asks_for_nothing_else() -> None:
         url = f"redis://node:{PASSWORD}@127.0.0.1:{server.port}"
         given = {"broker__url": url, "broker__check_s": 0.2, "broker__lease_s": 1.0}
         async with live(node="n1", **given) as one, live(node="n2", **given) as two:
-            for rig in (one, two):
-                await until(lambda rig=rig: not rig.node.lifecycle.why_not_ready())
+            await until(
+                lambda: not one.node.lifecycle.why_not_ready()
+                and not two.node.lifecycle.why_not_ready()
+            )
             client, other = await one.ws(token=token("u7")), await two.ws()
             await client.call("subscribe", channel="a.b", presence=True)
             await other.call("subscribe", channel="a.b", presence=True)
@@ -59,6 +62,7 @@ async def test_a_node_with_these_rights_asks_for_nothing_else() -> None:
             ended = await two.request("DELETE", "/v1/users/u7/sessions", **BEARER)
             assert ended.json["ended"] == 1
             await other.call("unsubscribe", channel="a.b")
-            presence = one.app._backplane.presence  # type: ignore[attr-defined]
+            presence = one.node.presence
+            assert isinstance(presence, RedisPresence)
             await presence.tend()
         assert server.ask("ACL", "LOG") == []

@@ -1,4 +1,4 @@
-"""All that a node asks of Redis, as rights of a user; docs/operations.md and deploy/ show the same."""
+"""All that a node asks of Redis, as rights of a user; operations.md and deploy/ show the same."""
 
 from typing import Final
 
