@@ -86,14 +86,19 @@ class Acknowledged:
         self._channels: OrderedDict[str, tuple[Position, float]] = OrderedDict()
         self._most = most
 
-    def add(self, channel: str, position: Position, now: float) -> None:
-        """Take note of an acknowledgement."""
+    def add(self, channel: str, position: Position, now: float, *, known: bool = False) -> None:
+        """Take note of an acknowledgement.
+
+        If the event was `known` by then its epoch may be an older one, and does not replace one.
+        """
         before = self._channels.get(channel)
         if before is not None:
             self._channels.move_to_end(channel)
             last = before[0]
             # Answers of two pipelines may come in either order.
-            if last.epoch == position.epoch and last.offset > position.offset:
+            if known and last.epoch != position.epoch:
+                position = last
+            elif last.epoch == position.epoch and last.offset > position.offset:
                 position = last
         self._channels[channel] = (position, now)
         if len(self._channels) > self._most:

@@ -252,24 +252,25 @@ class RedisPublishing:
     ) -> None:
         """Note what a call answered."""
         epoch, offset = answer[1].decode(), int(answer[2])
-        top = None
+        top, known = None, False
         for number, each in enumerate(answer[3:], job.begin):
             place = job.places[number]
             event_id = drafts[place].id
             if len(each) == 16:
                 offset += 1
-                top = Position(epoch, offset, each.decode())
+                top, known = Position(epoch, offset, each.decode()), False
                 answers[place] = Published(job.channel, top, event_id)
             elif each:
                 first = Position.parse(each.decode())
                 answers[place] = Published(job.channel, first, event_id, True)
-                if job.repeated and (top is None or top.offset < first.offset):
-                    # Acknowledged only now, since the first answer was lost.
-                    top = first
+                # Who published it may have died before it was acknowledged: then it is here only.
+                if top is None or (top.epoch == first.epoch and top.offset < first.offset):
+                    top, known = first, True
             else:
                 answers[place] = too_many(self._channels)
-        if top is not None:
-            self.acknowledged.add(job.channel, top, self._monotonic())
+        # A probe is nothing that anybody counts on.
+        if top is not None and job.listed:
+            self.acknowledged.add(job.channel, top, self._monotonic(), known=known)
 
 
 def too_many(channels: RedisChannels) -> TooManyChannels:

@@ -94,3 +94,12 @@ def test_rule_6_acknowledgements_are_bounded() -> None:
     for number, channel in enumerate("xyxz"):
         acknowledged.add(channel, at(number), 1.0)
     assert [channel for channel, _ in acknowledged.recent(1.0)] == ["x", "z"]
+
+
+def test_rule_6_a_known_event_of_an_older_epoch_replaces_nothing() -> None:
+    acknowledged = Acknowledged()
+    old, new = Position("a" * 16, 9, "0" * 16), Position("b" * 16, 3, "1" * 16)
+    acknowledged.add("a.b", old, 0.0, known=True)
+    acknowledged.add("a.b", new, 0.0)
+    acknowledged.add("a.b", old, 0.0, known=True)
+    assert acknowledged.recent(0.0) == [("a.b", new)]

@@ -42,8 +42,10 @@ async def test_a_node_with_these_rights_asks_for_nothing_else() -> None:
         given = {"broker__url": url, "broker__check_s": 0.2, "broker__lease_s": 1.0}
         async with live(node="n1", **given) as one, live(node="n2", **given) as two:
             await until(
-                lambda: not one.node.lifecycle.why_not_ready()
-                and not two.node.lifecycle.why_not_ready()
+                lambda: (
+                    not one.node.lifecycle.why_not_ready()
+                    and not two.node.lifecycle.why_not_ready()
+                )
             )
             client, other = await one.ws(token=token("u7")), await two.ws()
             await client.call("subscribe", channel="a.b", presence=True)

@@ -181,3 +181,39 @@ async def test_rule_07_time_stamps_are_those_of_redis(
         assert await broker.settled()
         (event,) = notes.events("a.b")
         assert before <= event.time < after + 60_000
+
+
+async def test_rule_06_what_was_acknowledged_as_a_duplicate_is_compared_too(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    """Whoever published it died before it could answer; this node gave the acknowledgement."""
+    async with open_broker(server, Notes(), keys=keys) as broker:
+        async with open_broker(server, Notes(), keys=keys) as dying:
+            await dying.publish([draft("x1")])
+            top = await top_of(broker)
+            replica = Lagging(server, keys)
+            await dying.publish([draft("x2")])
+        (answer,) = await broker.publish([draft("x2")])
+        assert accepted(answer).duplicate
+        replica.take_over()
+        assert await top_of(broker) == top
+        broker.listener.break_off()
+        async with asyncio.timeout(10):
+            while (now := await top_of(broker)) == top:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert now == start(now.epoch, 2)
+
+
+async def test_rule_06_probes_are_not_taken_for_what_was_acknowledged(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    """Each took a place among the channels, whose number is bounded."""
+    async with open_broker(server, Notes(), keys=keys, max_channels=1) as broker:
+        assert await broker.settled()
+        probes = server.ask("KEYS", f"{{{keys.prefix}:*:r:$probe.*")
+        server.ask("DEL", *probes)
+        broker.listener.break_off()
+        await until(lambda: broker.reconnects and broker.listener.restored)
+        assert await broker.settled()
+        accepted((await broker.publish([draft("x")]))[0])
+        assert sum(server.ask("ZCARD", keys.lists(each)[0]) for each in range(keys.partitions)) == 1

@@ -39,7 +39,7 @@ TEST_LIMIT_S: Final = 10
 ALL_LIMIT_S: Final = 300.0
 
 _is_test = re.compile(r"^(?:async )?def (test_rule_(\d\d)_\w+)", re.MULTILINE)
-_is_failed = re.compile(r"^(?:FAILED|ERROR) \S+::(\S+)(?: - (.*))?$", re.MULTILINE)
+_is_failed = re.compile(r"^(FAILED|ERROR) \S+::(\S+)(?: - (.*))?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +146,11 @@ def judge(mutation: Mutation, products: "SimpleQueue[Path]") -> Verdict:
         products.put(product)
     if code == 0:
         return Verdict()
-    found = _is_failed.search(said)
-    if code == 1 and found is not None:
-        return Verdict(found[1], found[2] or "")
+    # What a test leaves behind tells less than why it failed.
+    found = sorted(_is_failed.findall(said), reverse=True)
+    if code == 1 and found:
+        _, failed, why = found[0]
+        return Verdict(failed, why)
     why = "out of time" if code is None else said.strip().rpartition("\n")[2]
     return Verdict(why=f"NO VERDICT: {why}")
 
