@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker_rig import RIG_PARAMS, RIGS, OpenRig, draft
+from broker_rig import RIG_PARAMS, OpenRig, draft, open_memory_rig
 from config.rules import ChannelRule
 from pubsub.event import Event
 from pubsub.position import Position, chain, start
@@ -267,7 +267,7 @@ def test_any_broker_behaves_like_the_model(open_rig: OpenRig) -> None:
         MachineOfRig,
         settings=settings(
             # Each step over Redis takes some ms.
-            max_examples=60 if open_rig is RIGS["memory"] else 20,
+            max_examples=60 if open_rig is open_memory_rig else 20,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -1,5 +1,5 @@
 """Tests here run whole fleets."""
 
-from fleet_fixtures import fleet, pytest_configure
+from fleet_fixtures import fleet
 
-__all__ = ["fleet", "pytest_configure"]
+__all__ = ["fleet"]

@@ -21,8 +21,9 @@ from pubsub.redis_client import Topology, connect
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_url import parse_redis_url
-from redis_cluster import RedisCluster, shared_cluster
-from redis_server import RedisServer, find_redis_server, shared_redis
+from redis_cluster import RedisCluster
+from redis_kinds import redis_params
+from redis_server import RedisServer
 
 
 @dataclass(slots=True)
@@ -220,34 +221,8 @@ async def _open_redis_rig(
         await broker.close()
 
 
-def open_redis_rig(**options: Any) -> AbstractAsyncContextManager[Rig]:
-    return _open_redis_rig(shared_redis(), **options)
-
-
-def open_cluster_rig(**options: Any) -> AbstractAsyncContextManager[Rig]:
-    return _open_redis_rig(shared_cluster(), **options)
-
-
-# Every broker stands here.
-RIGS: dict[str, OpenRig] = {
-    "memory": open_memory_rig,
-    "redis": open_redis_rig,
-    "cluster": open_cluster_rig,
-}
-# The same as parameters of a test, which is skipped where a part is missing.
-RIG_PARAMS = [
-    pytest.param(RIGS["memory"], id="memory"),
-    *(
-        pytest.param(
-            RIGS[name],
-            id=name,
-            marks=pytest.mark.skipif(
-                find_redis_server() is None, reason="there is no redis-server"
-            ),
-        )
-        for name in ("redis", "cluster")
-    ),
-]
+# Every broker stands here, as parameters of a test that is skipped where a part is missing.
+RIG_PARAMS = [pytest.param(open_memory_rig, id="memory"), *redis_params(_open_redis_rig)]
 
 
 def draft(event_id: str, channel: str = "a.b", data: bytes = b'{"x":1}') -> Draft:

@@ -16,9 +16,10 @@ from pubsub.redis_broker import RedisBroker
 from pubsub.redis_control import RedisControl
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
-from redis_cluster import RedisCluster, shared_cluster
+from redis_cluster import RedisCluster
+from redis_kinds import redis_params
 from redis_rig import until
-from redis_server import RedisServer, find_redis_server, shared_redis
+from redis_server import RedisServer
 
 TOPICS = ("user", "ticket")
 # Far beyond the clock of any test.
@@ -203,25 +204,8 @@ async def _open_redis_control(
         yield ControlRig(rig, clock, advance)
 
 
-def open_redis_control(**options: Any) -> AbstractAsyncContextManager[ControlRig]:
-    return _open_redis_control(shared_redis(), **options)
-
-
-def open_cluster_control(**options: Any) -> AbstractAsyncContextManager[ControlRig]:
-    return _open_redis_control(shared_cluster(), **options)
-
-
 # Every control stands here, as parameters of a test that is skipped where a part is missing.
 CONTROL_PARAMS = [
     pytest.param(open_memory_control, id="memory"),
-    *(
-        pytest.param(
-            opened,
-            id=name,
-            marks=pytest.mark.skipif(
-                find_redis_server() is None, reason="there is no redis-server"
-            ),
-        )
-        for name, opened in (("redis", open_redis_control), ("cluster", open_cluster_control))
-    ),
+    *redis_params(_open_redis_control),
 ]

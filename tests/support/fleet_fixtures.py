@@ -7,10 +7,6 @@ import pytest
 from fleet import Fleet
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "timeout(seconds): how long an async test may take")
-
-
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
     """Three nodes behind Nginx over a Redis, for one test."""

