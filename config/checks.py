@@ -39,6 +39,9 @@ _split_origin = re.compile(
 _is_key_id = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_key_hash = re.compile(r"sha256:[0-9a-f]{64}").fullmatch
 _is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
+# A colon with no port behind it, outside of an IPv6 address.
+_has_odd_port = re.compile(r":(?!\d*(?:,|$))").search
+_bracketed = re.compile(r"\[[^\]]*\]")
 _is_node = re.compile(rf"[A-Za-z0-9_~@:=.-]{{0,{MOST_NODE}}}").fullmatch
 
 
@@ -107,14 +110,23 @@ def check_broker_url(value: str) -> str:
 
 
 def mask_url(text: str) -> str:
-    """Return an address without the secrets that it may hold: passwords, and all of its options."""
+    """Return an address without the secrets that it may hold: passwords, and all of its options.
+
+    Also of one that is written wrongly, since it stands in the refusal.
+    """
     scheme, colon, rest = text.partition("://")
     if not colon:
         return "***"
-    rest, question, _options = rest.partition("?")
+    rest, question, options = rest.partition("?")
+    if "@" in options:
+        # It stands in a password whose `?` was not encoded; so may all that is before it.
+        return f"{scheme}://***"
     owner, at, place = rest.rpartition("@")
     user = owner.partition(":")[0]
-    shown = f"{user}:***@{place}" if at else "***" if rest.startswith(":") else rest
+    shown = f"{user}:***@{place}" if at else rest
+    if not at and _has_odd_port(_bracketed.sub("", rest.partition("/")[0])):
+        # A user and a password, and the host is missing.
+        shown = "***"
     return f"{scheme}://{shown}{'?***' if question else ''}"
 
 

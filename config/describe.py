@@ -192,7 +192,7 @@ def _masked(value: Any, setting: Declared) -> Any:
         return [
             {name: MASK if name in secrets else each for name, each in key.items()} for key in value
         ]
-    if setting.mask is not None:
+    if setting.mask is not None and value:
         return setting.mask(value)
     return MASK if setting.secret and value else value
 

@@ -185,6 +185,7 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         says(
             "Address of a key set (JWKS); keys rotate by `kid`.",
+            mask=checks.mask_url,
             check=checks.check_jwks_url,
             allowed="an http or https URL",
         ),

@@ -245,6 +245,12 @@ def warnings(settings: Settings) -> list[str]:
         )
     if any(key.scopes.get("tokens") for key in settings.keys) and not token.secret:
         found.append("A key may mint tokens, but token.secret is not set: none can be signed.")
+    clients = token.public_key or token.jwks_url or settings.anonymous.grants
+    if settings.broker.url != checks.MEMORY and clients and not token.secret:
+        found.append(
+            "token.secret is not set: tickets are signed with it, so those of one node are refused "
+            "by the others."
+        )
     if not is_loopback(settings.host) and not settings.origins:
         found.append("origins is empty: web pages cannot connect.")
     if settings.workers > 1 and not settings.admin_port:

@@ -138,6 +138,10 @@ class _Reading:
         except tomllib.TOMLDecodeError as error:
             self.problems.append(f"{path}: is not TOML: {error}")
             return
+        except (ValueError, RecursionError):
+            # TOML sets no such bound, but Python does: to digits and to depth.
+            self.problems.append(f"{path}: has a number that is too long, or is nested too deeply")
+            return
         for key, raw in flatten(document, self.known, source, self.problems).items():
             self._take(key, raw, source)
 

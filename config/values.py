@@ -111,7 +111,7 @@ def shown(raw: Any, setting: Declared) -> str:
     """Return `raw` as it may be shown: masked where secret, and not at length."""
     if is_secret(setting):
         return MASK if raw else '""'
-    if setting.mask is not None and isinstance(raw, str):
+    if setting.mask is not None and isinstance(raw, str) and raw:
         raw = setting.mask(raw)
     text = f'"{raw}"' if isinstance(raw, str) and raw.isprintable() else repr(raw)
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."

@@ -132,8 +132,13 @@ class SseHandler(BaseHandler):
         if named is None and ticket is not None:
             try:
                 named, proof, last_id, name, ttl_s = node.auth.redeem(ticket, last_id)
-                if last_id is None and not await node.nodes.take_ticket(name, ttl_s):
-                    raise Unauthorized("ticket: already used")
+                if last_id is None:
+                    if not await node.nodes.take_ticket(name, ttl_s):
+                        raise Unauthorized("ticket: already used")
+                    # A key may have been removed meanwhile, or a user ended.
+                    named = node.auth.current(named)
+                    if named is None:
+                        raise Unauthorized("ticket: no longer valid")
             except (Unauthorized, TokenExpired):
                 if last_id is None:
                     raise

@@ -65,9 +65,12 @@ class App:
 
     Binds at once, so that the port is known (`settings.port` may be 0); raises OSError. `start`,
     then `drain`, then `close`. `close` may be called twice, and without the others.
+    `ticket_secret` is as for `Auth`.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, settings: Settings, loop: asyncio.AbstractEventLoop, ticket_secret: bytes = b""
+    ) -> None:
         self._sockets = bind_sockets(
             settings.port, settings.host, backlog=_BACKLOG, reuse_port=settings.workers > 1
         )
@@ -76,6 +79,7 @@ class App:
             origins = settings.origins + dev_origins(self.port)
             settings = msgspec.structs.replace(settings, origins=origins)
         self.settings = settings
+        self._ticket_secret = ticket_secret
         self._loop = loop
         self._rules = ChannelRules(settings.channels, default_rule(settings))
         token = settings.token
@@ -107,7 +111,7 @@ class App:
             broker=self._backplane.broker,
             presence=self._backplane.presence,
             control=self._backplane.control,
-            auth=Auth(settings, self._rules, jwks=self._jwks),
+            auth=Auth(settings, self._rules, jwks=self._jwks, ticket_secret=self._ticket_secret),
             metrics=Metrics(version=app_version()),
             timetable=Timetable(self._loop),
             new_id=UlidFactory(),
@@ -180,7 +184,8 @@ class App:
         self.node.auth.reload(settings)
         self.node.rates.replace([key.id for key in settings.keys])
         logging.getLogger().setLevel(settings.log.level.upper())
-        for session in list(self.node.hub.sessions.values()):
+        # Also those that are not open yet: a stream waits for its feeds first.
+        for session in self.live.sessions():
             principal = self.node.auth.current(session.principal)
             if principal is None:
                 session.end(Closing.INVALID_TOKEN)
@@ -259,7 +264,7 @@ async def run(
     left before it drains. A worker is told by its supervisor, through `tie`, when to end.
     """
     loop = asyncio.get_running_loop()
-    app = App(loaded.settings, loop)
+    app = App(loaded.settings, loop, b"" if tie is None else tie.ticket_secret)
     stopping = asyncio.Event()
     hurried = asyncio.Event()
 
@@ -298,6 +303,8 @@ async def run(
         return 1 if hurried.is_set() else 0
     finally:
         await app.close()
+        if tie is not None:
+            tie.let_go()
 
 
 def serve(

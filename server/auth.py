@@ -19,7 +19,8 @@ class Auth:
 
     Made once per node; raises KeyRejected if a key in the settings cannot be used. `rules` are
     the ones that the node shares; `now` is the wall clock in seconds since 1970. The owner of
-    `jwks` starts and closes it.
+    `jwks` starts and closes it. `ticket_secret` signs tickets where there is no `token.secret`;
+    without it too they are for this node alone.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Auth:
         *,
         now: Callable[[], float] = time.time,
         jwks: Jwks | None = None,
+        ticket_secret: bytes = b"",
     ) -> None:
         token = settings.token
         self._rules = rules
@@ -56,7 +58,7 @@ class Auth:
         self.revocations = Revocations(token.max_lifetime_s + 2 * token.leeway_s, now)
         self.tickets = Tickets(
             self._restore,
-            secret=token.secret.encode() or None,
+            secret=token.secret.encode() or ticket_secret or None,
             ttl_s=settings.sse.ticket_ttl_s,
             now=now,
         )

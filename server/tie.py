@@ -23,12 +23,16 @@ HANDLED: Final = (*STOP, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 
 
 class Tie:
-    """What ties a worker to its supervisor: its index, and the worker's ends of the pipes."""
+    """What ties a worker to its supervisor: its index, and the worker's ends of the pipes.
 
-    __slots__ = ("_alive", "_ready", "index")
+    `ticket_secret` is the same for all workers, also for those that are started later.
+    """
 
-    def __init__(self, index: int, alive: int, ready: int) -> None:
+    __slots__ = ("_alive", "_ready", "index", "ticket_secret")
+
+    def __init__(self, index: int, alive: int, ready: int, ticket_secret: bytes) -> None:
         self.index = index
+        self.ticket_secret = ticket_secret
         self._alive = alive
         self._ready = ready
 
@@ -58,6 +62,10 @@ class Tie:
             stop()
 
         loop.add_reader(self._alive, on_alone)
+
+    def let_go(self) -> None:
+        """Hold signals back again: one that comes too late must not change how the worker ended."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
 
     def say_ready(self) -> None:
         """Tell the supervisor that this worker listens."""

@@ -98,6 +98,8 @@ class Supervisor:
         self._serve = serve
         self._port = port
         self._held = held
+        # A client meets another worker with each connection.
+        self._ticket_secret = secrets.token_bytes(32)
         self._redis = redis
         self._redis_back_off = BackOff()
         self._redis_since_s = time.monotonic()
@@ -199,12 +201,19 @@ class Supervisor:
         for worker in self._workers:
             worker.due_s = None
         self._tell(number)
-        self._kill_s = time.monotonic() + within_s
+        kill_s = time.monotonic() + within_s
+        # Further signals may bring it forward, and never put it off.
+        self._kill_s = kill_s if self._kill_s is None else min(self._kill_s, kill_s)
 
     def _on_reload(self) -> None:
         if (settings := self._reread()) is not None:
+            change = reloadable(self._loaded.settings, settings)
+            # Each worker tells of all others; these it has from here, whatever was read.
+            own = {"node", "port"} if self._redis is None else {"node", "port", "broker.url"}
+            if hidden := [path for path in change.needs_restart if path in own]:
+                _log.warning("these settings need a restart: %s", ", ".join(hidden))
             # For workers that are started from now on.
-            kept = reloadable(self._loaded.settings, settings).settings
+            kept = change.settings
             logging.getLogger().setLevel(kept.log.level.upper())
             self._loaded = msgspec.structs.replace(self._loaded, settings=kept)
             self._tell(signal.SIGHUP)
@@ -296,7 +305,8 @@ class Supervisor:
         def work() -> int:
             os.close(self._ready)
             loaded = msgspec.structs.replace(self._loaded, settings=share.of(settings))
-            return self._serve(loaded, reread, Tie(worker.index, self._alive, self._ready_end))
+            tie = Tie(worker.index, self._alive, self._ready_end, self._ticket_secret)
+            return self._serve(loaded, reread, tie)
 
         worker.due_s = None
         try:

@@ -161,7 +161,15 @@ def test_grants_and_scopes_are_kept_as_texts() -> None:
         ("redis+sentinel://a,b/s?sentinel_password=p", "redis+sentinel://a,b/s?***"),
         ("redis://:p", "redis://***"),
         ("p@ssword", "***"),
+        # Written wrongly: a password with a `?` in it, and one with no host behind it.
+        ("redis://u:p?w@h", "redis://***"),
+        ("redis://u:p@w?x@h", "redis://***"),
+        ("redis://u:word", "redis://***"),
+        ("redis+sentinel://u:word,b/s", "redis+sentinel://***"),
+        ("redis+cluster://a:1,[::1]:2,b", "redis+cluster://a:1,[::1]:2,b"),
+        ("unix:///run/a:b.sock", "unix:///run/a:b.sock"),
     ],
 )
 def test_no_secret_of_an_address_is_shown(text: str, shown: str) -> None:
+    """An address that was refused for a `?` in its password showed what was before the `?`."""
     assert checks.mask_url(text) == shown

@@ -83,5 +83,9 @@ def test_secrets_in_force_are_masked() -> None:
     text = msgspec.json.encode(list(rows.values())).decode()
     assert CANARY not in text
     assert hash_secret("galecast") not in text
+    environ = {"GALECAST_TOKEN_JWKS_URL": f"https://u:{CANARY}@h/keys?key={CANARY}"}
+    [keys] = [row for row in effective(load({}, environ, None)) if row["key"] == "token.jwks_url"]
+    assert keys["value"] == "https://u:***@h/keys?***"
     unset = effective(load({}, {}, None))
+    assert [row["value"] for row in unset if row["key"] == "token.jwks_url"] == [""]
     assert [row["value"] for row in unset if row["key"] == "token.secret"] == [""]

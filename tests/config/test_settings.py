@@ -9,7 +9,13 @@ from config.checks import Scope
 from config.declare import declared
 from config.limits import LimitSettings
 from config.rules import ACTIONS, DEFAULT_RULE, ChannelRules
-from config.sections import AnonymousSettings, ApiKey, SessionSettings, TokenSettings
+from config.sections import (
+    AnonymousSettings,
+    ApiKey,
+    BrokerSettings,
+    SessionSettings,
+    TokenSettings,
+)
 from config.settings import (
     DEV_KEY,
     DEV_SECRET,
@@ -219,3 +225,15 @@ def test_workers_that_cannot_be_scraped_are_warned_of() -> None:
     [text] = warnings(settings)
     assert "scrape" in text
     assert warnings(Settings(keys=(key(),), workers=2, admin_port=9000)) == []
+
+
+def test_tickets_that_other_nodes_refuse_are_warned_of() -> None:
+    """With a key set alone each node signed tickets with a key of its own, and nobody said so."""
+    verified = TokenSettings(jwks_url="https://a")
+    redis = BrokerSettings(url="redis://h")
+    [text] = warnings(Settings(keys=(key(),), token=verified, broker=redis))
+    assert "tickets" in text
+    assert warnings(Settings(keys=(key(),), token=verified)) == []
+    assert warnings(Settings(keys=(key(),), broker=redis)) == []
+    with_secret = TokenSettings(jwks_url="https://a", secret="s" * 32)
+    assert warnings(Settings(keys=(key(),), token=with_secret, broker=redis)) == []

@@ -144,9 +144,15 @@ def test_every_problem_is_told_at_once(toml: Path) -> None:
         ("anonymous.grants = {a = ['fly']}", "anonymous.grants = {'a': ['fly']}: allowed"),
         ("node = '" + "x" * 500 + "'", "..: not a node's name"),
         ("port = ", "is not TOML"),
+        ("port = " + "9" * 5_000, "a number that is too long"),
+        ("origins = " + "[" * 5_000, "nested too deeply"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(toml: Path, text: str, expected: str) -> None:
+    """The reader of TOML raised what is not of TOML for the last two of these.
+
+    At a reload that ended the supervisor, and with it all of its workers.
+    """
     [problem] = problems_in(toml, text)
     assert expected in problem
     assert str(toml) in problem

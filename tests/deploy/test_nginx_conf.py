@@ -36,6 +36,7 @@ def test_nginx_takes_the_configuration(publishers: bool) -> None:
         # An answer that never came says nothing about what was done.
         ({}, 1),
         ({"Content-Type": "application/json; x=cloudevents"}, 1),
+        ({"Ce-Id": "1"}, 1),
         # The id is the same at whichever node it arrives, so it stays one event.
         ({"Idempotency-Key": "k"}, 3),
         ({"Content-Type": "application/cloudevents+json"}, 3),
@@ -48,6 +49,7 @@ def test_nginx_takes_the_configuration(publishers: bool) -> None:
 async def test_a_publish_is_sent_again_only_if_it_stays_one_event(
     headers: dict[str, str], times: int
 ) -> None:
+    """A publish with no more than `Ce-Id` was sent again; to the nodes it is no CloudEvent."""
     async with rig() as nginx:
         nginx.let_die()
         answer = await nginx.ask("POST", "/v1/events?channel=a", EVENT, headers)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from live_rig import BEARER, Rig, Stream, live, token, until
+from pubsub.position import Position
 from server.closing import Closing
 
 
@@ -504,6 +507,43 @@ async def test_a_header_counts_for_more_than_a_ticket() -> None:
         assert rig.sessions[0].principal.user == "u3"
         response = await rig.request("GET", "/v1/sse?channel=a&ticket=x&ticket=y")
         assert response.status == 400
+
+
+async def test_a_stream_that_still_begins_ends_with_its_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream opens when its feeds are there; a reload passed by those that waited for them.
+
+    So a key that was removed meanwhile went on, until its stream ended by itself.
+    """
+    async with live() as rig:
+        subscribe, go_on = rig.node.broker.subscribe, asyncio.Event()
+
+        async def slowly(channel: str) -> Position:
+            await go_on.wait()
+            return await subscribe(channel)
+
+        monkeypatch.setattr(rig.node.broker, "subscribe", slowly)
+        stream = await rig.sse("channel=a", **BEARER)
+        rig.app.reload(msgspec.structs.replace(rig.app.settings, keys=()))
+        go_on.set()
+        assert b"connected" not in await stream.rest()
+        await until(rig.nobody_left)
+
+
+async def test_a_ticket_whose_key_goes_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To use a ticket first takes a while; what the key was is not what it is after that."""
+    async with live() as rig:
+        text = await ticket(rig, **BEARER)
+        take = rig.node.control.take
+
+        async def slowly(name: str, ttl_s: float) -> bool:
+            rig.app.reload(msgspec.structs.replace(rig.app.settings, keys=()))
+            return await take(name, ttl_s)
+
+        monkeypatch.setattr(rig.node.control, "take", slowly)
+        response = await rig.request("GET", f"/v1/sse?channel=a&ticket={text}")
+        assert (response.status, response.json["detail"]) == (401, "ticket: no longer valid")
 
 
 async def test_a_ticket_for_nobody() -> None:

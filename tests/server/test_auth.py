@@ -31,9 +31,10 @@ def key(key_id: str, **scopes: Any) -> ApiKey:
 
 
 def node(clock: Clock | None = None, **changes: Any) -> Auth:
+    ticket_secret = changes.pop("ticket_secret", b"")
     values = {"token": TokenSettings(secret=SECRET), "keys": (key("k1"),), **changes}
     rules = ChannelRules([ChannelRule(match="user.{sub}.>", grant=("subscribe",))])
-    return Auth(Settings(**values), rules, now=clock or Clock())
+    return Auth(Settings(**values), rules, now=clock or Clock(), ticket_secret=ticket_secret)
 
 
 def refused(kind: type[Refused], call: Any, *arguments: Any) -> str:
@@ -182,6 +183,18 @@ def test_tickets_of_everyone(who: str) -> None:
     if who == "user":
         assert back.grants is principal.grants
         assert back.allows("subscribe", "user.u7.inbox")
+
+
+def test_workers_without_a_token_secret_take_each_others_tickets() -> None:
+    """Each drew a key of its own: with a key set alone, or none, most streams were refused."""
+    settings = Settings(anonymous=AnonymousSettings(grants={">": ("subscribe",)}))
+    first, second = (Auth(settings, ChannelRules(()), ticket_secret=b"s" * 32) for _ in "12")
+    ticket = first.ticket(first.anonymous())
+    assert second.redeem(ticket).principal.kind == "anonymous"
+    alone = Auth(settings, ChannelRules(()))
+    assert refused(Unauthorized, alone.redeem, ticket) == "ticket: not valid"
+    # It is the settings' that counts.
+    assert refused(Unauthorized, node(ticket_secret=b"s" * 32).redeem, ticket)
 
 
 def test_a_reload_rotates_keys() -> None:
