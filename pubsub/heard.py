@@ -9,6 +9,8 @@ from pubsub.position import Position
 # How long an acknowledgement is remembered, and how many channels'.
 _REMEMBER_S: Final = 60.0
 _MOST: Final = 10_000
+# How often in a row connections may be lost before Redis could be asked to compare.
+_MOST_SEALED: Final = 4
 
 
 class Heard:
@@ -76,14 +78,16 @@ def _differs(before: Position, top: Position, now: Position) -> bool:
 class Acknowledged:
     """The highest position that this node acknowledged in each channel within the last minute.
 
-    Bounded: of more than `most` channels the longest untouched are forgotten. Times are in s of a
-    monotonic clock.
+    What came before a loss of connection is kept apart from what comes after it, which may be of a
+    Redis that lost the former, at the same offsets. Bounded: of more than `most` channels the
+    longest untouched are forgotten. Times are in s of a monotonic clock.
     """
 
-    __slots__ = ("_channels", "_most")
+    __slots__ = ("_channels", "_most", "_sealed")
 
     def __init__(self, most: int = _MOST) -> None:
         self._channels: OrderedDict[str, tuple[Position, float]] = OrderedDict()
+        self._sealed: list[OrderedDict[str, tuple[Position, float]]] = []
         self._most = most
 
     def add(self, channel: str, position: Position, now: float, *, known: bool = False) -> None:
@@ -104,11 +108,33 @@ class Acknowledged:
         if len(self._channels) > self._most:
             self._channels.popitem(last=False)
 
+    def seal(self) -> None:
+        """Keep what was acknowledged by now, whatever is acknowledged from now on."""
+        if self._channels:
+            self._sealed.append(self._channels)
+            self._channels = OrderedDict()
+            if len(self._sealed) > _MOST_SEALED:
+                # The first are of the Redis that was lost; of the others the newer count.
+                for channel, entry in self._sealed.pop(1).items():
+                    if len(self._sealed[1]) < self._most:
+                        self._sealed[1].setdefault(channel, entry)
+
+    def join(self) -> None:
+        """Forget what stands apart where there is something newer: Redis has compared it all."""
+        sealed, self._sealed = [*self._sealed, self._channels], []
+        self._channels = OrderedDict()
+        for channels in sealed:
+            for channel, (position, when) in channels.items():
+                self.add(channel, position, when)
+
     def recent(self, now: float) -> list[tuple[str, Position]]:
         """Return what was acknowledged within the last minute, and forget the rest."""
-        while self._channels:
-            channel, (_position, when) = next(iter(self._channels.items()))
-            if now - when <= _REMEMBER_S:
-                break
-            del self._channels[channel]
-        return [(channel, position) for channel, (position, _when) in self._channels.items()]
+        found: list[tuple[str, Position]] = []
+        for channels in (*self._sealed, self._channels):
+            while channels:
+                channel, (_position, when) = next(iter(channels.items()))
+                if now - when <= _REMEMBER_S:
+                    break
+                del channels[channel]
+            found += [(channel, position) for channel, (position, _when) in channels.items()]
+        return found

@@ -100,13 +100,21 @@ class NodeEntries:
         await self._settle(kept, session)
 
     async def remove_all(self) -> None:
-        """Remove all that this node entered; raises BrokerUnavailable."""
+        """Remove all that this node entered, also what Redis holds though it was told otherwise.
+
+        Raises BrokerUnavailable; then Redis may hold some of it.
+        """
         waiting = []
         for kept in self._all():
             sessions = list(kept.members)
             kept.members.clear()
             waiting += [self._settle(kept, session) for session in sessions]
         await gather(waiting)
+        while self._pushes:
+            # What was under way before may fail yet.
+            await asyncio.wait(self._pushes)
+        if self._lease.life:
+            await self.tell_doubtful()
 
     async def close(self) -> None:
         """Let all fail that is under way; may be called twice."""

@@ -104,8 +104,14 @@ class NodeLease:
             self.life = life
             self.lives += 1
             self._on_new(before)
-        self.claimed = answer[1].decode()
         self._renewed = began
+        claimed: bytes = answer[1]
+        try:
+            self.claimed = claimed.decode()
+        except UnicodeDecodeError:
+            # No node wrote it, and no entries can be of it.
+            self.claimed = ""
+            await self._link.run(self._scripts.bury, self._keys.leases, claimed, self.life)
 
     async def _ask(self, life: str, take: bool) -> Any:
         now = "" if self._clock_ms is None else self._clock_ms()

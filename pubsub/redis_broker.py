@@ -114,7 +114,10 @@ class RedisBroker:
             wait_timeout_s=wait_timeout_s,
         )
         self.listener = RedisListener(
-            link.topology, on_restored=self._on_return, on_gap=self._on_gap
+            link.topology,
+            on_restored=self._on_return,
+            on_gap=self._on_gap,
+            on_lost=self._publishing.acknowledged.seal,
         )
         self._watch = RedisWatch(
             link,

@@ -116,13 +116,15 @@ class RedisControl:
         # Ids of orders that came, the longest known first.
         self._recent: dict[str, None] = {}
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._losses = (0, 0)
+        # A server of a cluster may take another's place while every connection stands.
+        self._returns = 0
+        self._losses = (0, 0, 0)
         self._trouble: str | None = "notices were not read yet"
         self._task: asyncio.Task[None] | None = None
         self._compare_soon = asyncio.Event()
         self._closed = False
         # A notice may have been lost with the connection.
-        broker.on_return.append(self._compare_soon.set)
+        broker.on_return.append(self._on_return)
 
     # What an operator sees
 
@@ -203,7 +205,7 @@ class RedisControl:
 
     async def compare(self) -> None:
         """Read at once what is done every few seconds; raises BrokerUnavailable."""
-        losses = (self._broker.reconnects, self._broker.circuit_openings)
+        losses = (self._broker.reconnects, self._broker.circuit_openings, self._returns)
         await self.notices.compare()
         if losses != self._losses:
             await self.notices.keep_recent()
@@ -220,6 +222,10 @@ class RedisControl:
 
     def _tell(self, notice: Notice) -> None:
         self._sink.on_notice(notice.topic, notice.name, notice.at_s, notice.until_s)
+
+    def _on_return(self) -> None:
+        self._returns += 1
+        self._compare_soon.set()
 
     async def _run(self) -> None:
         """Listen, then read all notices; so none falls between."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from redis.exceptions import (
@@ -157,7 +158,7 @@ class Lane:
         if calls:
             task = asyncio.get_running_loop().create_task(self._fly(calls))
             self._tasks.add(task)
-            task.add_done_callback(self._landed)
+            task.add_done_callback(partial(self._landed, calls))
             self._schedule()
 
     def _schedule(self) -> None:
@@ -165,8 +166,12 @@ class Lane:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._depart)
 
-    def _landed(self, task: "asyncio.Task[None]") -> None:
+    def _landed(self, calls: list[Call], task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        if task.cancelled():
+            # Before it had begun, so it cannot have told them.
+            for call in calls:
+                _fail(call, CallFailed("the broker is closed", passing=False))
         self._schedule()
 
     async def _fly(self, calls: list[Call]) -> None:

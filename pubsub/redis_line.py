@@ -72,6 +72,9 @@ class LineOwner(Protocol):
     def on_surprise(self) -> None:
         """Redis said of a topic what was not asked."""
 
+    def on_lost(self) -> None:
+        """A connection is no more, told in the turn that this shows, before all else."""
+
     def on_end(self, line: "Line", whole: bool) -> None:
         """A connection ended, or could not be made; `whole`: all stood on it."""
 
@@ -178,7 +181,7 @@ class Line:
             self._check_whole()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write(connection))
-                tasks.create_task(self._read(connection))
+                tasks.create_task(self._read_on(connection))
         finally:
             await connection.disconnect(nowait=True)
 
@@ -232,6 +235,12 @@ class Line:
                 yield same[at : at + _BATCH]
 
     # What is heard
+
+    async def _read_on(self, connection: AbstractConnection) -> None:
+        try:
+            await self._read(connection)
+        finally:
+            self._owner.on_lost()
 
     async def _read(self, connection: AbstractConnection) -> None:
         loop = asyncio.get_running_loop()

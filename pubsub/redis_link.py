@@ -205,6 +205,12 @@ class RedisLink:
                     self._note(error)
                     _log.info("Redis is still away: %s", error)
                     continue
+                except Exception as error:
+                    # If this task ended, nobody would try again.
+                    self.circuit.failed()
+                    self._note(error)
+                    _log.exception("asking whether Redis is back failed")
+                    continue
             self.circuit.succeeded()
             _log.info("Redis is back")
             self.on_return()

@@ -3,7 +3,8 @@
 Pub/sub loses what is sent while nobody listens, and tells nobody. So whatever may have opened a gap
 is told: `on_gap`, with the addresses, for what Redis said unasked and for what another server sends
 from now on; `on_restored` when a lost connection was replaced and every subscription on it was
-confirmed anew, and when a server of several took another's place.
+confirmed anew, and when a server of several took another's place. `on_lost` is told before that, as
+soon as another Redis may answer.
 """
 
 import asyncio
@@ -75,6 +76,7 @@ class RedisListener:
         *,
         on_restored: Callable[[], None],
         on_gap: Callable[[str], None],
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.reconnects = 0
         self.surprises = 0
@@ -82,6 +84,7 @@ class RedisListener:
         self._topology = topology
         self._on_restored = on_restored
         self._on_gap = on_gap
+        self._on_lost = on_lost
         self._topics: dict[bytes, Topic] = {}
         # The same by slot, since slots move as a whole.
         self._slots: dict[int, dict[bytes, Topic]] = {}
@@ -246,6 +249,7 @@ class RedisListener:
     def _on_change(self) -> None:
         if not self._prepared or self._closed:
             return
+        self._on_lost()
         if self.spread is not None and self.spread.sharded:
             self._place()
         else:
@@ -267,9 +271,14 @@ class RedisListener:
         """See `LineOwner`."""
         self.surprises += 1
 
+    def on_lost(self) -> None:
+        """See `LineOwner`."""
+        self._on_lost()
+
     def on_end(self, line: Line, whole: bool) -> None:
         """See `LineOwner`."""
         self.reconnects += whole
+        self._on_lost()
         if self.spread is not None:
             self.spread.doubt()
 

@@ -99,6 +99,8 @@ class RedisPresence:
         try:
             async with asyncio.timeout(self._link.call_timeout_s):
                 await self._entries.remove_all()
+                await self._sweep_bygone()
+                # Nobody cleans up behind a lease that was given back: what is left now would stay.
                 await self.lease.end()
         except (PubSubError, TimeoutError) as error:
             _log.info("presence entries are left to the other nodes: %s", error)
@@ -236,6 +238,9 @@ class RedisPresence:
         self._next = (self._next + 1) % self._keys.partitions
         await self._entries.tell_doubtful()
         await self._entries.compare(self._next)
+        await self._sweep_bygone()
+
+    async def _sweep_bygone(self) -> None:
         while self._bygone:
             await self._entries.sweep(self._bygone[0], lambda: True)
             del self._bygone[0]

@@ -180,6 +180,9 @@ class RedisPublishing:
                     for place in job.places[job.begin : job.end]:
                         answers[place] = error
                 except CallFailed as error:
+                    if not error.refused:
+                        # Another Redis may answer next.
+                        self.acknowledged.seal()
                     if error.passing and (error.refused or self._times.window_ms):
                         job.repeated = job.repeated or not error.refused
                         failed.append(job)

@@ -122,10 +122,14 @@ class Sentinel:
                     await connection.disconnect(nowait=True)
                     raise
                 finally:
-                    if pool is not self._pool:
+                    stale = pool is not self._pool
+                    if stale:
                         # It was connected while the master changed.
                         await connection.disconnect(nowait=True)
                     await asyncio.shield(pool.release(connection))
+                if stale:
+                    # What a former master answers now is lost, and nobody would compare it.
+                    raise RedisConnectionError("the master changed")
             except BaseException:
                 self._doubt(pool)
                 raise

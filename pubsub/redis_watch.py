@@ -17,7 +17,7 @@ from itertools import count
 from typing import Final, Literal
 
 from pubsub.envelope import Batch, read_envelope
-from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
+from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError, TooManyChannels
 from pubsub.event import Draft, Published
 from pubsub.heard import Heard
 from pubsub.position import Position, new_epoch
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 # Partitions whose lists are cleaned up with each comparison.
 _SWEPT: Final = 2
+# Acknowledged positions that are compared at once.
+_CHECKED: Final = 100
 
 # What became of a probe: it came; it was not taken; it did not come on a connection that stands;
 # nothing can be said.
@@ -91,6 +93,8 @@ class RedisWatch:
         self._trouble: str | None = "nothing has come from Redis yet"
         self._hurry = asyncio.Event()
         self._returned = False
+        # When all was well last, and when it was before what is yet to be looked into.
+        self._well = self._well_before = monotonic()
         self._partition = random.randrange(channels.partitions)  # noqa: S311
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -117,6 +121,8 @@ class RedisWatch:
             if not back.done():
                 back.set_result(False)
         self._probe_soon.set()
+        if not self._returned:
+            self._well_before = self._well
         self._returned = True
         self._hurry.set()
 
@@ -206,6 +212,7 @@ class RedisWatch:
         """Note what is wrong; replace connections that have been silent for long enough."""
         if all(outcome == "heard" for outcome in outcomes.values()):
             self._trouble = None
+            self._well = began
         elif "refused" in outcomes.values():
             self._trouble = "Redis takes no events"
         before, self._silent_since = self._silent_since, {}
@@ -323,30 +330,46 @@ class RedisWatch:
             if top is not None:
                 tops[channel] = top[0]
             elif channel in self._heard:
-                tops[channel] = await self._reopen(channel)
+                try:
+                    tops[channel] = await self._reopen(channel)
+                except TooManyChannels as error:
+                    # Nothing is published there either; the others must be compared.
+                    _log.info("a record that is gone is not made anew: %s", error)
         return tops
 
     async def _check_acknowledged(self) -> None:
         """Let Redis compare what this node acknowledged with what it holds now.
 
-        An acknowledged event that died with a master then shows as a fork, not as silence. Raises
-        BrokerUnavailable, after it has compared what it could.
+        An acknowledged event that died with a master then shows as a fork, not as silence. However
+        long Redis was away: what counts is the minute before. Raises BrokerUnavailable, after it
+        has compared what it could.
         """
         if not self._returned:
             return
         self._returned = False
+        well = self._well_before
         failures: dict[Endpoint | None, BrokerUnavailable] = {}
-        for channel, position in self._publishing.acknowledged.recent(self._monotonic()):
+
+        async def check(channel: str, position: Position) -> None:
             home = self._listener.home(self._channels.address(channel))
             if home in failures:
-                continue
+                return
             try:
                 await self._contradict(channel, position)
             except BrokerUnavailable as error:
                 failures[home] = error
+            except TooManyChannels as error:
+                # Its next record, if there is one, begins a new epoch.
+                _log.info("what was acknowledged has no record, and no room for one: %s", error)
+
+        recent = self._publishing.acknowledged.recent(well)
+        for at in range(0, len(recent), _CHECKED):
+            await gather([check(*each) for each in recent[at : at + _CHECKED]])
         for failure in failures.values():
-            self._returned = True
+            self._returned, self._well_before = True, well
             raise failure
+        if not self._returned:
+            self._publishing.acknowledged.join()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -103,3 +103,29 @@ def test_rule_6_a_known_event_of_an_older_epoch_replaces_nothing() -> None:
     acknowledged.add("a.b", new, 0.0)
     acknowledged.add("a.b", old, 0.0, known=True)
     assert acknowledged.recent(0.0) == [("a.b", new)]
+
+
+def test_rule_6_what_was_acknowledged_before_a_loss_is_kept_beside_what_came_after() -> None:
+    """A publish after a fail-over got the offset of one that was lost, and hid that it was."""
+    acknowledged = Acknowledged()
+    acknowledged.add("x", at(5), 1.0)
+    acknowledged.seal()
+    acknowledged.seal()
+    acknowledged.add("x", at(6), 2.0)
+    assert acknowledged.recent(2.0) == [("x", at(5)), ("x", at(6))]
+    acknowledged.join()
+    assert acknowledged.recent(2.0) == [("x", at(6))]
+
+
+def test_rule_6_many_losses_are_remembered_within_a_bound() -> None:
+    acknowledged = Acknowledged(most=2)
+    for number in range(1, 10):
+        acknowledged.add("x", at(number), 1.0)
+        acknowledged.add(f"y{number}", at(number), 1.0)
+        acknowledged.seal()
+    found = acknowledged.recent(1.0)
+    assert len(found) <= 8
+    assert found[0] == ("x", at(1))
+    assert ("x", at(9)) in found
+    assert ("y9", at(9)) in found
+    assert acknowledged.recent(62.0) == []

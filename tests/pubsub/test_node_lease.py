@@ -202,3 +202,15 @@ async def test_a_lease_needs_no_subscription() -> None:
         assert len(await lease.hold()) == 16
     finally:
         await broker.close()
+
+
+async def test_junk_among_the_leases_keeps_nobody_from_living() -> None:
+    """A life that is no text was claimed, could not be read, and kept its claimer from beating."""
+    async with bench(1) as rig:
+        (one,) = rig.leases
+        leases, claims = keys_of(one).leases
+        shared_redis().ask("ZADD", leases, 1, b"\xff\xfe n")
+        await rig.pass_time(LEASE_S, one)
+        assert (one.claimed, one.lives) == ("", 1)
+        assert shared_redis().ask("ZRANGE", leases, 0, -1) == [one.life.encode()]
+        assert shared_redis().ask("HEXISTS", claims, b"\xff\xfe n") == 0

@@ -401,6 +401,28 @@ async def test_a_lost_tail_is_restored_though_newer_notices_hide_it(
         assert one.control.notices.restored == 1
 
 
+async def test_a_lost_tail_is_restored_though_no_connection_was_lost(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    """A master of a cluster was replaced, and this node listened at another one.
+
+    With plain pub/sub any server sends everything, so the node's connection stood all the time;
+    what it had told was lost, and newer notices hid that for ever.
+    """
+    async with open_control_nodes(server, 2, keys=keys, control=NEVER) as (one, two):
+        await tell(one, "u1")
+        old = snapshot(server, keys)
+        await tell(one, "u2")
+        await one.control.compare()
+        restore(server, keys, old)
+        await tell(two, "u3")
+        one.broker._on_return()
+        assert one.broker.reconnects == 0
+        await one.control.compare()
+        assert one.control.notices.restored == 1
+        assert sorted(server.ask("HKEYS", keys.notices("user")[0])) == [b"u1", b"u2", b"u3"]
+
+
 def snapshot(server: RedisServer, keys: RedisKeys) -> list[Any]:
     return [server.ask("DUMP", key) for key in keys.notices("user")]
 

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from broker_rig import Notes, accepted, draft, drafts, ready
+from broker_rig import Clock, Notes, accepted, draft, drafts, ready
 from pubsub.errors import BrokerUnavailable
 from pubsub.event import Published
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
-from redis_rig import open_broker, open_redis_node, until
+from redis_rig import AstrayKeys, open_broker, open_redis_node, until
 from redis_server import RedisServer, shared_redis
 
 AWAY = pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
@@ -101,6 +102,88 @@ async def test_the_open_circuit_fails_at_once_and_closes_by_itself(reachable: Re
         await back(broker)
         await broker.publish([draft("x")])
         assert broker.circuit_openings == 1
+
+
+# ---- what was acknowledged is lost
+
+
+def kept(server: RedisServer, keys: RedisKeys, channel: str) -> dict[str, bytes]:
+    """Return all that Redis keeps of a channel."""
+    names = [keys.record(channel), keys.stream(channel), *keys.ids(channel)]
+    return {name: server.ask("DUMP", name) for name in names}
+
+
+def give_back(server: RedisServer, dumps: dict[str, bytes]) -> None:
+    """Do as a fail-over does: forget what came since."""
+    for name, dump in dumps.items():
+        server.ask("RESTORE", name, 0, dump, "REPLACE")
+
+
+async def forked(broker: RedisBroker, channel: str, epoch: str) -> None:
+    """Wait until a channel has another epoch."""
+    async with asyncio.timeout(20.0):
+        while (top := await broker.top(channel)) is None or top.epoch == epoch:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@AWAY
+async def test_rule_6_a_lost_event_shows_though_another_has_its_offset(
+    reachable: RedisServer, keys: RedisKeys
+) -> None:
+    """Publishing is back before pub/sub is, and what is published then hid what was lost.
+
+    The highest acknowledged position was replaced by one of the new master, with which nothing was
+    wrong. Nobody listened, so that no feed could tell either.
+    """
+    async with open_broker(reachable, Notes(), keys=keys) as broker:
+        await broker.publish([draft("x1")])
+        dumps = kept(reachable, keys, "a.b")
+        lost = accepted((await broker.publish([draft("x2")]))[0]).position
+        give_back(reachable, dumps)
+        reachable.kill_clients()
+        reachable.kill_clients("normal")
+        others = await broker.publish([draft("y2"), draft("y3")])
+        assert accepted(others[0]).position.offset == lost.offset
+        assert accepted(others[0]).position.epoch == lost.epoch
+        await forked(broker, "a.b", lost.epoch)
+
+
+@AWAY
+async def test_rule_6_what_counts_is_the_minute_before_redis_was_lost(
+    reachable: RedisServer, keys: RedisKeys
+) -> None:
+    """A host took more than a minute to start again: by then nobody remembered what it had lost."""
+    clock = Clock()
+    async with open_broker(reachable, Notes(), keys=keys, monotonic=clock.monotonic) as broker:
+        await broker.publish([draft("x1")])
+        dumps = kept(reachable, keys, "a.b")
+        lost = accepted((await broker.publish([draft("x2")]))[0]).position
+        give_back(reachable, dumps)
+        clock.advance(90.0)
+        reachable.kill_clients()
+        await forked(broker, "a.b", lost.epoch)
+
+
+async def test_a_lost_record_for_which_there_is_no_room_keeps_no_other_from_being_compared(
+    keys: RedisKeys,
+) -> None:
+    """One refusal ended the comparison of all channels, time after time."""
+    server = shared_redis()
+    async with (
+        open_broker(server, notes := Notes(), keys=keys, max_channels=2) as broker,
+        open_broker(server, Notes(), keys=AstrayKeys(keys.prefix)) as astray,
+    ):
+        await broker.subscribe("full.a")
+        await broker.subscribe("full.b")
+        server.ask("DEL", keys.record("full.b"))
+        known = keys.lists(keys.partition("full.b"))[0]
+        for number in range(3):
+            server.ask("ZADD", known, 10**15, f"full.other{number}")
+        await astray.publish([draft("x", "full.a")])
+        await broker.compare()
+        assert notes.kinds("full.a") == ["top"]
+        assert notes.kinds("full.b") == []
+        server.ask("DEL", known)
 
 
 # ---- answers and connections are lost
@@ -203,3 +286,49 @@ async def test_ready_is_what_has_proved_that_it_hears() -> None:
         await broker.close()
         assert broker.problem() == "the broker is closed"
         await broker.close()
+
+
+@AWAY
+@pytest.mark.expect_log("pubsub.redis_link", "asking whether Redis is back failed")
+@pytest.mark.expect_log("pubsub.redis_lane", "a pipeline failed", required=False)
+async def test_a_strange_failure_does_not_leave_redis_away_for_ever(
+    reachable: RedisServer,
+) -> None:
+    """The task that asks whether Redis is back ended with an error that nobody had thought of.
+
+    A Sentinel that answers junk makes one. The circuit stayed open: no call was tried any more.
+    """
+    async with open_broker(reachable, Notes(), call_timeout_s=2.0) as broker:
+        topology = broker.link.topology
+        ask, failures = topology.ask, 0
+
+        async def strange(commands: Any, **options: Any) -> Any:
+            nonlocal failures
+            if commands == [("PING",)] and not failures:
+                failures += 1
+                raise KeyError("ip")
+            return await ask(commands, **options)
+
+        topology.ask = strange  # type: ignore[method-assign]
+        await asyncio.to_thread(reachable.kill)
+        while broker.circuit_openings == 0:
+            await broker.publish([draft("x")])
+        await until(lambda: failures)
+        await asyncio.to_thread(reachable.start)
+        await back(broker)
+        accepted((await broker.publish([draft("y")]))[0])
+
+
+async def test_a_pipeline_that_had_not_begun_fails_when_the_broker_closes() -> None:
+    """Its callers waited until their deadlines: a task that has not begun tells nobody."""
+    async with open_broker(shared_redis(), Notes()) as broker:
+        lane = broker.link._lanes[0]
+        call = lane.send(None, (), ("PING",))
+        while not lane._tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        # Whoever was woken in the same turn may come before the task does.
+        for task in lane._tasks:
+            task.cancel()
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            async with asyncio.timeout(1.0):
+                await call

@@ -329,6 +329,31 @@ async def test_who_closes_while_redis_is_away_leaves_it_to_the_others(
             sessions = await other.sessions()
 
 
+@AWAY
+async def test_who_closes_just_when_redis_is_back_leaves_no_ghosts(lasting: RedisServer) -> None:
+    """A node drained while Redis was away: its leaves waited, and were forgotten by its end.
+
+    Nothing was left to remove, as far as the node knew, so it gave its lease back, and with it the
+    last sign by which other nodes could have told that its members were gone.
+    """
+    keys = RedisKeys("k")
+    async with open_presence_node(lasting, keys=keys, call_timeout_s=0.5) as node:
+        await node.enter("s1", "s2")
+        await until(lambda: not node.store._entries._doubtful)
+        await asyncio.to_thread(lasting.kill)
+        await node.store.leave("a", "s1")
+        await node.store.leave("a", "s2")
+        # As if it had not come to that yet when Redis is back.
+        for task in node.store._rounds:
+            task.cancel()
+        await asyncio.to_thread(lasting.start)
+        await until(lambda: node.broker.problem() is None)
+        assert await node.sessions() == ["s1", "s2"]
+    async with open_presence_node(lasting, keys=keys) as other:
+        assert await other.sessions() == []
+        assert lasting.ask("KEYS", "*:e:*") == []
+
+
 async def test_a_call_whose_answer_was_lost_is_announced_once(keys: RedisKeys) -> None:
     with RedisServer(tcp=True) as server:
         async with (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker_rig import Notes, accepted, draft, drafts, ids, ready, redis_broker
 from nginx import Issuer
@@ -14,11 +15,11 @@ from pubsub.event import Draft, Published
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_client import connect
 from pubsub.redis_keys import RedisKeys
-from pubsub.redis_sentinel import Sentinel
+from pubsub.redis_sentinel import Named, Sentinel
 from pubsub.redis_url import Endpoint, parse_redis_url
 from redis_rig import open_broker, open_redis_node, until
 from redis_sentinel import RedisReplica, SentinelRig
-from redis_server import free_port
+from redis_server import RedisServer, free_port
 
 AWAY = pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
 RESET = pytest.mark.expect_log("server.repair", "feed reset", required=False)
@@ -236,6 +237,33 @@ async def test_a_connection_that_listens_at_a_former_master_is_cut_at_once(
         await insist(node.broker, [draft("x")])
         await until(lambda: client.ids() == ["x"])
         assert not client.of("reset")
+
+
+async def test_what_a_former_master_answers_once_another_is_known_is_no_answer() -> None:
+    """A connection was being made to the old master while the others there were cut.
+
+    It stood afterwards, and what it carried was acknowledged, when nobody compared any more what
+    the old master had acknowledged with what the new one holds.
+    """
+    with RedisServer(tcp=True) as old, RedisServer(tcp=True) as new:
+        url = f"redis+sentinel://127.0.0.1:{free_port()}/main"
+        topology = Sentinel(parse_redis_url(url), timeout_s=5.0)
+        try:
+            former = await topology._take(Named(Endpoint("127.0.0.1", old.port), 1))
+            connect_there = former.get_connection
+
+            async def late() -> Any:
+                await topology._take(Named(Endpoint("127.0.0.1", new.port), 2))
+                await asyncio.gather(*topology._cutting)
+                return await connect_there()  # type: ignore[no-untyped-call]
+
+            former.get_connection = late  # type: ignore[assignment, method-assign]
+            with pytest.raises(RedisConnectionError, match="the master changed"):
+                await topology.ask([("INCR", "x")])
+            assert old.ask("GET", "x") == b"1"
+            assert await topology.ask([("GET", "x")]) == [None]
+        finally:
+            await topology.close()
 
 
 @AWAY
