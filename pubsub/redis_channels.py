@@ -125,9 +125,14 @@ class RedisChannels:
     # Counting and cleaning up
 
     async def count(self) -> None:
-        """Count the channels of all partitions; those who ask meanwhile share the answer."""
-        if self._counting is None or self._counting.done():
+        """Count the channels of all partitions; those who ask meanwhile share the next answer."""
+        before = self._counting
+        if before is not None and not before.done():
+            # It may have passed by what was made since.
+            await asyncio.wait([before])
+        if self._counting is before:
             self._counting = asyncio.get_running_loop().create_task(self._count())
+        assert self._counting is not None  # noqa: S101 - it was made just now, or meanwhile
         await asyncio.shield(self._counting)
 
     async def _count(self) -> None:

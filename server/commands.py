@@ -236,8 +236,18 @@ class Commands:
         known = session.subscriptions.get(channel)
         if known is not None:
             known.by_server = True
+            known.watching_by_server |= presence
             return
-        await self._begin(session, channel, None, since, rewind, presence, by_server=True)
+        await self._begin(
+            session,
+            channel,
+            None,
+            since,
+            rewind,
+            presence,
+            by_server=True,
+            watching_by_server=presence,
+        )
 
     async def _begin(
         self,
@@ -249,6 +259,7 @@ class Commands:
         presence: bool,
         *,
         by_server: bool = False,
+        watching_by_server: bool = False,
     ) -> None:
         if channel in session.subscriptions:
             raise Conflict(f"subscribed to {channel} already")
@@ -259,6 +270,7 @@ class Commands:
                 reason="subscriptions_per_session",
             )
         subscription = Subscription(session, channel, watching=presence, by_server=by_server)
+        subscription.watching_by_server = watching_by_server
         session.subscriptions[channel] = subscription
         member = None
         if self._rules.rule(channel).presence and session.principal.kind != "service":

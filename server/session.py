@@ -189,17 +189,15 @@ class Session:
         """End subscriptions that the principal is not granted (any more).
 
         So ends one with presence if that is no longer granted; the client may begin it without.
-        Those that the server made need no grant.
+        Those that the server made need no grant, and to watch presence none if it gave that too.
         """
         for subscription in list(self.subscriptions.values()):
             allows, channel = self.principal.allows, subscription.channel
-            granted = subscription.by_server
+            granted = subscription.by_server or allows("subscribe", channel)
             presence = self.node.rules.rule(channel).presence and (
-                granted or allows("presence", channel)
+                subscription.watching_by_server or allows("presence", channel)
             )
-            if not (granted or allows("subscribe", channel)) or (
-                subscription.watching and not presence
-            ):
+            if not granted or (subscription.watching and not presence):
                 self.drop(subscription, Forbidden("no longer granted"))
         self.flush()
 

@@ -16,7 +16,8 @@ class Subscription:
     `live`: it was answered and has not ended. `attached`: it takes part in the feed's flushes, all
     that came before was sent. `watching`: it gets presence changes.
     `member`: it is in the channel's presence set. `ended`: nothing more is sent, whatever waits.
-    `by_server`: the server made it, so it needs no grant as long as its session lasts.
+    `by_server`: the server made it, so it needs no grant as long as its session lasts;
+    `watching_by_server`: nor one to watch presence.
     `cursor` is the position last written, kept only where the session composes its own cursors.
     """
 
@@ -32,6 +33,7 @@ class Subscription:
         "member",
         "session",
         "watching",
+        "watching_by_server",
     )
 
     def __init__(
@@ -51,5 +53,6 @@ class Subscription:
         self.attached = False
         self.watching = watching
         self.by_server = by_server
+        self.watching_by_server = False
         self.member = False
         self.ended = False

@@ -8,6 +8,7 @@ from itertools import chain
 
 import pytest
 
+from fleet_clients import until
 from fleet_http import Exchange, open_exchange
 from nginx import NginxServer
 from upstreams import rig
@@ -142,6 +143,7 @@ async def test_a_request_has_one_name_everywhere() -> None:
         given, made = (headers["x-request-id"] for _start, headers, _body in nginx.requests)
         assert given == "abc-1"
         assert len(made) == 32
+        await until(lambda: nginx.nginx.access_log.count("\n") >= 2)
         lines = [json.loads(line) for line in nginx.nginx.access_log.splitlines()]
         assert [line["request"] for line in lines] == [given, made]
 
@@ -153,6 +155,8 @@ async def test_no_query_is_logged() -> None:
         await nginx.ask("POST", "/v1/events?channel=canary", EVENT)
         nginx.let_die()
         await nginx.ask("GET", "/v1/sse?channel=a&ticket=canary")
+        # A line is written when its answer is out.
+        await until(lambda: nginx.nginx.access_log.count("\n") >= 3)
         lines = [json.loads(line) for line in nginx.nginx.access_log.splitlines()]
         assert [line["address"] for line in lines] == ["/v1/sse", "/v1/events", "/v1/sse"]
         assert "canary" not in nginx.nginx.access_log + nginx.nginx.error_log

@@ -68,6 +68,21 @@ async def test_since_rewind_and_presence() -> None:
             assert [(await member.hear("event"))["data"] for _ in range(2)] == [1, 2]
 
 
+@pytest.mark.parametrize("given", [False, True])
+async def test_presence_by_a_grant_of_its_own_ends_with_that_grant(given: bool) -> None:
+    """Presence went on without a grant, since the server had subscribed the session too."""
+    async with serve_group("n1") as (_group, (node,)):
+        async with node.session(make_token("u1")) as client:
+            await client.call("subscribe", channel="a.b", presence=True)
+            answer = await node.ask("PUT", path(), {"presence": given})
+            assert answer.json == {"sessions": 1, "refused": 0}
+            await client.call("refresh", token=make_token("u1", {"a.b": ["subscribe"]}))
+            if not given:
+                assert (await client.hear("unsubscribed"))["code"] == "forbidden"
+            (session,) = node.node.hub.sessions.values()
+            assert ("a.b" in session.subscriptions) is given
+
+
 async def test_sessions_at_their_limit_and_silent_nodes() -> None:
     limits = LimitSettings(subscriptions_per_session=1)
     async with serve_group("n1", "n2", limits=limits) as (group, (first, second)):
