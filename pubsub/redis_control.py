@@ -60,8 +60,7 @@ class RedisControl:
       for the scripts instead of Redis's.
 
     Living nodes are those with a lease, which `RedisPresence` keeps. What was taken, or a notice of
-    the last seconds, may be lost with a master of Redis; a node that told of a notice tells it
-    again, and what a living node knows is restored.
+    the last seconds, may be lost with a master of Redis; what a living node knows is restored.
 
     `junk` counts what no node sent, `orders_dropped` orders of others that were not carried out
     since too many were, `answers_refused` answers that were too large, `silent` answers that did
@@ -206,10 +205,10 @@ class RedisControl:
     async def compare(self) -> None:
         """Read at once what is done every few seconds; raises BrokerUnavailable."""
         losses = (self._broker.reconnects, self._broker.circuit_openings, self._returns)
-        await self.notices.compare()
         if losses != self._losses:
-            await self.notices.keep_recent()
-            self._losses = losses
+            self.notices.doubt()
+        await self.notices.compare()
+        self._losses = losses
 
     # ---- what stands behind
 

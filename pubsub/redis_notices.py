@@ -8,7 +8,6 @@ any more is told to it again.
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -26,8 +25,6 @@ _log = logging.getLogger(__name__)
 _PAGE: Final = 500
 _BATCH: Final = 100
 # A master that fails may have acknowledged what its replica did not get yet.
-_RECENT_S: Final = 60.0
-_MOST_RECENT: Final = 1_000
 _TELL_EVERY_S: Final = 60.0
 
 # Nothing was read yet.
@@ -74,8 +71,6 @@ class RedisNotices:
         self._known = {topic: Notices(most) for topic in topics}
         # Epoch and revision up to which each topic was read.
         self._read = dict.fromkeys(self._known, _NOTHING)
-        # What this node had kept lately, and when.
-        self._recent: deque[tuple[float, Notice]] = deque(maxlen=_MOST_RECENT)
         self._tell_after = -math.inf
 
     def __contains__(self, topic: str) -> bool:
@@ -91,20 +86,14 @@ class RedisNotices:
     async def keep(self, notice: Notice) -> None:
         """Let Redis keep and announce a notice; raises BrokerUnavailable."""
         await self._keep(notice.topic, [notice])
-        self._recent.append((self._monotonic(), notice))
         self.learn(notice)
 
-    async def keep_recent(self) -> None:
-        """Tell Redis again what was told it within the last minute; raises BrokerUnavailable.
+    def doubt(self) -> None:
+        """Redis may have lost some: the next comparison reads all, and restores what it lacks.
 
-        For after a fail-over, which may have lost it while what others told since hides that.
+        Revisions do not show that, if others have told of newer notices since.
         """
-        since = self._monotonic() - _RECENT_S
-        while self._recent and self._recent[0][0] < since:
-            self._recent.popleft()
-        for topic in self._known:
-            recent = [notice for _when, notice in self._recent if notice.topic == topic]
-            await self._keep_again(topic, recent)
+        self._read = dict.fromkeys(self._known, _NOTHING)
 
     async def compare(self) -> None:
         """Read what changed since the last time; at first, everything. Raises BrokerUnavailable."""
@@ -156,7 +145,8 @@ class RedisNotices:
         now = self._now()
         lasting = [notice for notice in notices if notice.until_s > now]
         for at in range(0, len(lasting), _BATCH):
-            self.restored += await self._keep(topic, lasting[at : at + _BATCH])
+            restored = await self._keep(topic, lasting[at : at + _BATCH])
+            self.restored += restored
 
     async def _keep(self, topic: str, notices: Sequence[Notice]) -> int:
         """Return how many of them Redis did not have."""

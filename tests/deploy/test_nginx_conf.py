@@ -185,7 +185,7 @@ async def test_plain_http_leads_to_https() -> None:
         answer = await exchange.ask("POST", "/v1/events?x=1", EVENT)
         exchange.close()
         assert answer.status == 308
-        assert answer.headers["location"] == "https://localhost/v1/events?x=1"
+        assert answer.headers["location"] == "https://events.example.com/v1/events?x=1"
         assert nginx.requests == []
 
 
