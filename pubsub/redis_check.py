@@ -27,7 +27,7 @@ async def look_at(topology: Topology, *, replicas: int) -> list[Finding]:
             ]
         )
     except (RedisError, OSError, TimeoutError) as error:
-        return [("fail", f"cannot be reached: {error or type(error).__name__}")]
+        return [("fail", f"cannot be reached: {str(error) or type(error).__name__}")]
     finally:
         await topology.close()
     if isinstance(_pong, Exception):

@@ -10,6 +10,7 @@ watched for itself: one that is away or deaf does not keep the others from being
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 _SWEPT: Final = 2
 # Acknowledged positions that are compared at once.
 _CHECKED: Final = 100
+
+# Intervals for which a probe of another node with this name counts.
+_REMEMBERED: Final = 3
 
 # What became of a probe: it came; it was not taken; it did not come on a connection that stands;
 # nothing can be said.
@@ -86,6 +90,9 @@ class RedisWatch:
         self._monotonic = monotonic
         self._probe_channels = self._choose_channels(node)
         self._probes: dict[str, asyncio.Future[bool]] = {}
+        # What the ids of this node's probes begin with: another node may have its name.
+        self._mark = new_epoch()
+        self._namesake_heard = -math.inf
         self._probe_soon = asyncio.Event()
         # How much the connection of a probe had yet to confirm the last time.
         self._unconfirmed: dict[str, int] = {}
@@ -108,6 +115,8 @@ class RedisWatch:
 
     def problem(self) -> str | None:
         """Return what is wrong, or None."""
+        if self._has_namesake():
+            return f"another node is called {self._node}"
         return self._trouble
 
     def hurry(self) -> None:
@@ -163,7 +172,7 @@ class RedisWatch:
         return all(await gather([self._probe(each, timeout_s) for each in self._homes().values()]))
 
     async def _probe(self, channel: str, timeout_s: float) -> bool:
-        name = new_epoch()
+        name = self._mark + new_epoch()
         back: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._probes[name] = back
         try:
@@ -185,9 +194,20 @@ class RedisWatch:
             return
         if isinstance(content, Batch):
             for event in content.events:
+                if not event.id.startswith(self._mark):
+                    self._on_namesake()
                 back = self._probes.get(event.id)
                 if back is not None and not back.done():
                     back.set_result(True)
+
+    def _on_namesake(self) -> None:
+        """A probe of another node came: orders to one of the two would miss the other."""
+        if not self._has_namesake():
+            _log.warning("another node is called %s: each needs a name of its own", self._node)
+        self._namesake_heard = self._monotonic()
+
+    def _has_namesake(self) -> bool:
+        return self._monotonic() - self._namesake_heard < _REMEMBERED * self._interval_s
 
     async def _probe_on(self) -> None:
         while True:

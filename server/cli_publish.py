@@ -263,7 +263,7 @@ def _decoded(line: bytes) -> _Answer:
 def _lost(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"the server did not answer within {CONNECT_TIMEOUT_S:g} s"
-    return f"the connection was lost ({error or type(error).__name__})"
+    return f"the connection was lost ({str(error) or type(error).__name__})"
 
 
 def _show(answer: _Answer, *, as_json: bool) -> None:

