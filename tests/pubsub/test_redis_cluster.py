@@ -372,6 +372,7 @@ async def test_a_slot_that_nobody_owned_for_a_while_is_heard_again(cluster: Redi
 
 @AWAY
 @ALL_AWAY
+@REFUSED
 async def test_a_cluster_that_comes_later_is_found(cluster: RedisCluster) -> None:
     keys = RedisKeys("later")
     for server in cluster.masters:
