@@ -304,7 +304,7 @@ async def run(
     finally:
         await app.close()
         if tie is not None:
-            tie.let_go()
+            tie.let_go(loop)
 
 
 def serve(

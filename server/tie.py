@@ -63,9 +63,14 @@ class Tie:
 
         loop.add_reader(self._alive, on_alone)
 
-    def let_go(self) -> None:
-        """Hold signals back again: one that comes too late must not change how the worker ended."""
+    def let_go(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ignore signals: one that comes too late must not change how the worker ended."""
+        # Held back meanwhile: without a handler they would kill.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        for number in (*STOP, signal.SIGHUP, signal.SIGQUIT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def say_ready(self) -> None:
         """Tell the supervisor that this worker listens."""
