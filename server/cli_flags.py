@@ -9,6 +9,10 @@ _MOST: Final = 100_000
 _SHORTEST_S: Final = 0.1
 _LONGEST_S: Final = 3600.0
 
+_BROKER_HELP: Final = (
+    "address of the broker; others on this machine can see a password in it: GALECAST_BROKER_URL "
+    "or the settings file is safer"
+)
 _KEY_HELP: Final = "API key or token; others on this machine can see it: --key-file is safer"
 _SERVE_MORE: Final = """\
 example:
@@ -195,7 +199,7 @@ def _all_settings(parser: argparse.ArgumentParser) -> None:
     _address(parser, "listen on")
     parser.add_argument("--workers", metavar="N", help="processes that share the port")
     _some_settings(parser)
-    parser.add_argument("--broker-url", metavar="URL", help="address of the broker")
+    parser.add_argument("--broker-url", metavar="URL", help=_BROKER_HELP)
     parser.add_argument("--archive-url", metavar="URL", help="address of the archive")
     parser.add_argument("--admin-port", metavar="PORT", help="port for health and metrics alone")
 
