@@ -5,8 +5,8 @@ node with a listening socket of their own on the same address (SO_REUSEPORT); th
 connections over them. Being copies they have the supervisor's settings as they were checked at
 the start, whatever has become of the file since.
 
-A worker that is told to end closes its socket only after `drain.delay_s`, in which it takes all
-that the kernel hands it. What the kernel gives it in the moment of closing is reset; a client
+A worker that is told to end closes its socket only after `drain.delay_s`, and takes all before
+that the kernel has for it. What comes between the last of them and the closing is reset; a client
 takes that as a refusal and comes back, to another worker. (Linux moves such connections to the
 others itself where net.ipv4.tcp_migrate_req is 1.)
 
