@@ -140,21 +140,13 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[RedisServer, int]]:
     """A Redis that speaks TLS and asks for a certificate; its port."""
     _write_certificates(tmp_path)
     port = free_port()
-    server = RedisServer(
+    with RedisServer(
         f"tls-port {port}",
         f"tls-ca-cert-file {tmp_path / 'ca.pem'}",
         f"tls-cert-file {tmp_path / 'server.pem'}",
         f"tls-key-file {tmp_path / 'server.key'}",
-    )
-    try:
-        server.start()
-    except AssertionError as error:
-        server.close()
-        if "tls-port" in str(error):
-            pytest.skip("this redis-server was built without TLS")
-        raise
-    yield server, port
-    server.close()
+    ) as server:
+        yield server, port
 
 
 @pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False)
