@@ -19,7 +19,7 @@ async def look_at(topology: Topology, *, replicas: int) -> list[Finding]:
     """
     try:
         # In a cluster these go to one server, which stands for all.
-        _pong, server, memory, persistence, replication = await topology.ask(
+        pong, server, memory, persistence, replication = await topology.ask(
             [
                 ("PING",),
                 *(("INFO", section) for section in ("server", "memory", "persistence")),
@@ -30,8 +30,8 @@ async def look_at(topology: Topology, *, replicas: int) -> list[Finding]:
         return [("fail", f"cannot be reached: {str(error) or type(error).__name__}")]
     finally:
         await topology.close()
-    if isinstance(_pong, Exception):
-        return [("fail", f"refused: {_pong}")]
+    if isinstance(pong, Exception):
+        return [("fail", f"refused: {pong}")]
     said: dict[str, str] = {}
     for answer in (server, memory, persistence, replication):
         if isinstance(answer, ResponseError):

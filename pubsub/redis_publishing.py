@@ -47,7 +47,6 @@ class _Job:
         "keys",
         "listed",
         "places",
-        "repeated",
         "size",
     )
 
@@ -62,13 +61,10 @@ class _Job:
         self.size = 0
         # Whether the channels were counted since room for this one was refused.
         self.counted = False
-        # Whether what is packed was sent before, and the answer did not come.
-        self.repeated = False
 
     def load(self, drafts: Sequence[Draft]) -> bool:
         """Pack the next events, as many as go into one call; False if none are left."""
         self.begin = self.end
-        self.repeated = False
         self.body.clear()
         self.size = _CALL_BYTES
         left = len(self.places)
@@ -184,7 +180,6 @@ class RedisPublishing:
                         # Another Redis may answer next.
                         self.acknowledged.seal()
                     if error.passing and (error.refused or self._times.window_ms):
-                        job.repeated = job.repeated or not error.refused
                         failed.append(job)
                     else:
                         _refuse(job, answers, error)

@@ -5,12 +5,11 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from config.settings import Settings
 from config.sources import changed
 from live_rig import BEARER, Rig, live
+from pubsub.redis_keys import RedisKeys
 from redis_rig import until
 from redis_server import RedisServer
-from server.app import App
 
 
 def node(server: RedisServer, name: str = "n1") -> AbstractAsyncContextManager[Rig]:
@@ -89,10 +88,13 @@ async def test_a_node_starts_without_its_redis_and_is_ready_when_that_comes() ->
             assert (await rig.request("GET", "/readyz")).status == 200
 
 
-async def test_the_revision_of_the_rules_is_reloaded() -> None:
+async def test_a_reloaded_revision_of_the_rules_goes_with_the_next_publish() -> None:
     with RedisServer() as server:
         async with node(server) as rig:
-            app: App = rig.app
-            settings: Settings = app.settings
-            app.reload(changed(settings, {"broker.rules_revision": 7}))
-            assert app.settings.broker.rules_revision == 7
+            await until(lambda: ready(rig))
+            record = RedisKeys().record("a.b")
+            await rig.publish("a.b", 1)
+            assert server.ask("HGET", record, "revision") == b"0"
+            rig.app.reload(changed(rig.app.settings, {"broker.rules_revision": 7}))
+            await rig.publish("a.b", 2)
+            assert server.ask("HGET", record, "revision") == b"7"
