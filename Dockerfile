@@ -7,8 +7,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /src
 RUN python -m venv /opt/build && python -m venv --without-pip /opt/galecast
 COPY requirements.lock requirements-build.lock ./
-RUN /opt/build/bin/pip install --require-hashes -r requirements-build.lock \
-    && /opt/build/bin/pip --python /opt/galecast/bin/python install --no-compile --require-hashes --only-binary :all: -r requirements.lock
+RUN /opt/build/bin/pip install --require-hashes --no-deps -r requirements-build.lock \
+    && /opt/build/bin/pip --python /opt/galecast/bin/python install --no-compile --require-hashes --no-deps --only-binary :all: -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY config config
 COPY pubsub pubsub

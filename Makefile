@@ -80,6 +80,8 @@ clean: ## remove what tests and builds leave behind
 distclean: clean ## remove the environments as well
 	rm -rf $(VENV) $(BROWSER)/node_modules
 
+# A lock names everything, so nothing is resolved again (--no-deps): pip would look for a newer release
+# of what one package asks for with an extra, and refuse it for want of a hash.
 # The files below stand for finished steps: an interrupted one is done again, a changed lock is
 # installed again, and otherwise nothing happens.
 $(VENV)/.made:
@@ -91,13 +93,15 @@ $(VENV)/.made:
 
 $(VENV)/.run: $(VENV)/.made requirements.lock requirements-build.lock pyproject.toml
 	@echo "Installing what Galecast needs into $(VENV)/"
-	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation --no-index -e .
+	@$(PIP) check
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@echo "Installing what development needs into $(VENV)/"
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
+	@$(PIP) check
 	@touch $@
 
 $(NODE): $(BROWSER)/package-lock.json

@@ -550,7 +550,7 @@ async def test_a_replica_that_takes_over_carries_on(replicated: RedisCluster) ->
     ):
         clients = {name: await node.subscribe(name) for name in names[:16] + mine[:1]}
         await publish_each(publisher, "x", names)
-        assert replicated.masters[0].ask("WAIT", 1, 5_000) == 1
+        replicated.masters[0].wait_for(replicated.replicas[0])
         await asyncio.to_thread(dead.kill)
         assert heir.cluster("FAILOVER", "TAKEOVER") == b"OK"
         left = list(names)
@@ -593,7 +593,7 @@ async def test_rule_6_plain_pubsub_looks_for_what_a_new_master_lost(
             await until(lambda: broker.listener.restored)
         reconnects = broker.reconnects
         await broker.publish([draft("x1", name)])
-        assert dead.ask("WAIT", 1, 5_000) == 1
+        dead.wait_for(heir)
         dead.ask("ACL", "SETUSER", "default", "-psync", "-replconf")
         dead.ask("CLIENT", "KILL", "TYPE", "replica")
         (answer,) = await broker.publish([draft("x2", name)])

@@ -84,6 +84,21 @@ class ClusterServer(RedisServer):
             connection.send_command(*parts)  # type: ignore[no-untyped-call]
             return connection.read_response()
 
+    def wait_for(self, replica: "ClusterServer") -> None:
+        """Return when a replica has all that was written here so far.
+
+        WAIT would answer for the writes of the connection that asks, which has none.
+        """
+        offset = self._replication_offset(b"master_repl_offset")
+        _wait(
+            lambda: replica._replication_offset(b"slave_repl_offset") >= offset,
+            "replicated up to now",
+        )
+
+    def _replication_offset(self, name: bytes) -> int:
+        answer: bytes = self.ask_raw("INFO", "replication")
+        return int(answer.split(name + b":")[1].split()[0])
+
     @property
     def running(self) -> bool:
         return self._process is not None
