@@ -482,11 +482,14 @@ def token(
     sub: str = "u1",
     grants: Mapping[str, Sequence[str]] | None = None,
     *,
-    ttl_s: float = 600,
+    ttl_s: float = 7_200,
     secret: str = DEV_SECRET,
     **claims: Any,
 ) -> str:
-    """Return a JWT as the development secret signs it."""
+    """Return a JWT as the development secret signs it.
+
+    It holds for long: one that is made when tests are collected is used much later.
+    """
     now = time.time()
     payload = {"sub": sub, "exp": now + ttl_s, "iat": int(now), **claims}
     payload["grants"] = {">": list(ALL)} if grants is None else grants
