@@ -23,6 +23,7 @@ from cutting_proxy import CuttingProxy
 from doc_browser import BEGINNING, Watched, example, until
 from doc_shell import APP_PORT, PORT, WAIT_S, Server, Shell, reader, wait_for
 from doc_text import ROOT, Block, blocks, file_name, is_of_node, prints
+from redis_server import free_port
 
 CLIENTS = "docs/clients.md"
 PACKAGES = ROOT / "tests/browser/node_modules"
@@ -40,11 +41,6 @@ def command(start: str) -> str:
     lines = [line for b in blocks(CLIENTS) if b.language == "sh" for line in b.text.splitlines()]
     (found,) = [line for line in lines if line.startswith(start)]
     return found
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
 
 
 @contextmanager
@@ -66,7 +62,7 @@ def running(folder: Path, arguments: list[str]) -> Iterator[Callable[[], str]]:
 @contextmanager
 def backend(shell: Shell) -> Iterator[str]:
     """The document's own server, which knows who is logged in; gives its address."""
-    port = free_port()
+    port = str(free_port())
     path = shell.write("backend.py", named("backend.py"))
     path.write_text(path.read_text().replace(APP_PORT, port))
 

@@ -8,7 +8,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ from typing import Any
 
 import pytest
 import redis
+
+from ports import steady_ports
 
 START_S = 10.0
 
@@ -43,9 +44,8 @@ def find_oldest_redis_server() -> str | None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
+    """Return a port of 127.0.0.1 that nobody listens on, and no connection takes meanwhile."""
+    (port,) = steady_ports(1)
     return port
 
 
