@@ -41,6 +41,7 @@ def node(redis: RedisServer) -> ServerProcess:
         "GALECAST_BROKER_URL": redis.url,
         # All come within a second or two, and the machine may be busy with other things.
         "GALECAST_BROKER_CALL_TIMEOUT_S": "30",
+        "GALECAST_SESSION_CONNECT_TIMEOUT_S": "120",
         "GALECAST_LIMITS_CONNECTIONS_PER_ADDRESS": "0",
         "GALECAST_LIMITS_HTTP_CONNECTIONS_PER_ADDRESS": "0",
         "GALECAST_LIMITS_HANDSHAKES_PER_S": "0",
