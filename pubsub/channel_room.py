@@ -9,11 +9,13 @@ class ChannelRoom:
     Several nodes may together pass the bound by what they make between two counts. 0 is no bound.
     """
 
-    __slots__ = ("_asked", "known", "most")
+    __slots__ = ("_asked", "known", "made", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.known = 0
+        # All that this node ever made.
+        self.made = 0
         self._asked = 0
 
     def ask(self) -> bool:
@@ -27,3 +29,12 @@ class ChannelRoom:
         """Give a reservation back; `made` says whether a channel was made."""
         self._asked -= 1
         self.known += made
+        self.made += made
+
+    def count(self, channels: int, made_before: int) -> None:
+        """Take a count of all channels that began when this node had made `made_before`.
+
+        What it has made since may have been counted or not: it is taken as not, so that the bound
+        holds; the next count knows.
+        """
+        self.known = channels + self.made - made_before

@@ -136,13 +136,14 @@ class RedisChannels:
         await asyncio.shield(self._counting)
 
     async def _count(self) -> None:
+        made = self.room.made
         counts = await gather(
             [
                 self._link.command("ZCARD", self._keys.lists(each)[0])
                 for each in range(self._keys.partitions)
             ]
         )
-        self.room.known = sum(counts)
+        self.room.count(sum(counts), made)
 
     async def sweep(self, partition: int) -> None:
         """Take what has lapsed or become inactive off the lists of a partition."""

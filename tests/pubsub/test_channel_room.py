@@ -15,10 +15,22 @@ def test_places_are_reserved_until_it_is_known_whether_they_were_taken() -> None
     room.done(True)
     assert room.known == 2
     assert not room.ask()
-    room.known = 1
+    room.count(1, room.made)
     assert room.ask()
 
 
 def test_zero_is_no_bound() -> None:
     room = ChannelRoom(0)
     assert all(room.ask() for _ in range(1_000))
+
+
+def test_what_was_made_during_a_count_is_not_forgotten() -> None:
+    """The counts of a bound of 1 began before its channel was made, and gave its place away."""
+    room = ChannelRoom(1)
+    made = room.made
+    assert room.ask()
+    room.done(True)
+    room.count(0, made)
+    assert not room.ask()
+    room.count(1, room.made)
+    assert not room.ask()
