@@ -201,8 +201,8 @@ export type Link = {
     timer?: any;
     ref: number;
     calls: Map<number, Call>;
-    commands?: Pacer;
-    publishes?: Pacer;
+    commands: Pacer;
+    publishes: Pacer;
     closing: Closing;
     posting?: boolean;
     renewing?: boolean;
@@ -236,8 +236,10 @@ export declare class GalecastError extends Error {
 /** Lets through what the server's rate allows, with a margin, and keeps the order. */
 declare class Pacer {
     #private;
-    /** @param {number | undefined} rate per second; 0: no limit @param {(item: any) => void} send */
-    constructor(rate: number | undefined, send: (item: any) => void);
+    /** @param {(item: any) => void} send */
+    constructor(send: (item: any) => void);
+    /** @param {number | undefined} rate per second; 0: no limit */
+    limit(rate: number | undefined): void;
     /** @param {any} item */
     push(item: any): void;
     stop(): void;
