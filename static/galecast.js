@@ -468,6 +468,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   #misses = 0;
   #upgrades = 0;
   #notBefore = 0;
+  #begun = 0;
   #count = 0;
   #silence = MOST_MS;
   /** @type {any} */ #timer;
@@ -615,6 +616,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   async #attempt(sse = !this.#WebSocket) {
     this.#stop();
     const turn = this.#turn;
+    this.#begun = clock();
     this.#change("connecting");
     const failure = await this.#renew(this.#why).catch((error) => error || {});
     if (turn !== this.#turn) return;
@@ -787,8 +789,10 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   /** The network is back, or the page is looked at: no reason to wait. */
   #wake = () => {
     if (globalThis.document?.hidden) return;
+    this.#failures = 0;
     if (this.state === "connected") this.#probe();
-    else if (this.state === "waiting") this.#hurry();
+    // An attempt that began before may hang for long: nobody answers it any more.
+    else if (this.state === "waiting" || (this.state === "connecting" && clock() - this.#begun > SPREAD_MS)) this.#hurry();
   };
 
   #hurry() {
@@ -797,7 +801,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
       this.#later(retryInMs);
       this.#change("waiting", { retryInMs });
     } else {
-      this.#attempt();
+      this.#attempt(this.#link?.sse);
     }
   }
 
