@@ -75,7 +75,7 @@
 
 /**
  * @typedef {object} SubscribeOptions
- * @property {string} [since] resume behind this position
+ * @property {string | null} [since] resume behind this position; null: from now on
  * @property {number} [rewind] begin with the last N events; with `since` only if that is too old
  * @property {boolean} [presence] keep `members` in step
  */
@@ -100,17 +100,21 @@
 /**
  * An EventTarget whose listeners know what they are told.
  * @template M
- * @typedef {{ addEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | AddEventListenerOptions): void } & EventTarget} Typed
+ * @typedef {{
+ *   addEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | AddEventListenerOptions): void,
+ *   removeEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | EventListenerOptions): void,
+ * } & EventTarget} Typed
  */
 
 /** @typedef {(event: EventMessage, subscription: Subscription) => unknown} EventHandler */
-/** @typedef {{ resolve: (value?: any) => void, reject: (error: unknown) => void }} Settle */
-/** @typedef {Settle & { message: any, timer?: any, until?: number }} Item a publish that was not answered yet */
-/** @typedef {Settle & { subscription?: Subscription }} Call a command that was not answered yet */
-/** @typedef {{ code?: number, reason?: string, retry_in_ms?: number }} Closing */
+/** @internal @typedef {{ resolve: (value?: any) => void, reject: (error: unknown) => void }} Settle */
+/** @internal @typedef {Settle & { message: any, timer?: any, until?: number }} Item a publish that was not answered yet */
+/** @internal @typedef {Settle & { subscription?: Subscription }} Call a command that was not answered yet */
+/** @internal @typedef {{ code?: number, reason?: string, retry_in_ms?: number }} Closing */
 
 /**
  * One attempt to be connected, over WebSocket (`socket`) or as a stream (`abort`).
+ * @internal
  * @typedef {object} Link
  * @property {boolean} sse
  * @property {WebSocket} [socket]
@@ -174,7 +178,7 @@ export class GalecastError extends Error {
   }
 }
 
-/** Lets through what the server's rate allows, with a margin, and keeps the order. */
+/** Lets through what the server's rate allows, with a margin, and keeps the order. @internal */
 class Pacer {
   /** @type {any[]} */ #queue = [];
   #full = 0;
@@ -238,7 +242,7 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   /** @type {"pending" | "live" | "ended"} */
   state = "pending";
 
-  /** @internal @type {string | undefined} */ _at;
+  /** @internal @type {string | null | undefined} */ _at;
   /** @internal */ _held = false;
   /** @internal @type {any} */ _info;
   /** @internal @type {Set<string> | null} */ _left = null;
@@ -252,7 +256,8 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   #handler;
 
   /**
-   * @internal
+   * Private to applications; a connection makes them.
+   * @private
    * @param {Connection} connection
    * @param {string} channel
    * @param {EventHandler} [handler]
@@ -479,7 +484,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   /** @type {TokenReason} */ #why = "connect";
   #fresh = false;
 
-  /** @internal @param {string | URL} url @param {ConnectOptions} options */
+  /** Private to applications; `connect` makes them. @private @param {string | URL} url @param {ConnectOptions} options */
   constructor(url, options) {
     super();
     const { encoding = "json", transports = ["websocket", "sse"], queue = 1000, retryFor = 240_000 } = options;
@@ -517,7 +522,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     if (this.#subscriptions.has(channel)) {
       throw new GalecastError("conflict", `subscribed to ${channel}`);
     }
-    const subscription = new Subscription(this, channel, handler, options);
+    /** @type {Subscription} */
+    const subscription = new (/** @type {any} */ (Subscription))(this, channel, handler, options);
     this.#subscriptions.set(channel, subscription);
     this.#subscribe(subscription);
     return subscription;
@@ -864,7 +870,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
         if (link.sse || call?.subscription === subscription) subscription._subscribed(message);
       } else if (!ref) {
         // The server itself subscribed this session.
-        const subscription = new Subscription(this, channel);
+        /** @type {Subscription} */
+        const subscription = new (/** @type {any} */ (Subscription))(this, channel);
         this.#subscriptions.set(channel, subscription);
         subscription._subscribed(message);
         emit(this, "subscription", { subscription });
@@ -1239,5 +1246,5 @@ const defined = (fields) => Object.fromEntries(Object.entries(fields).filter(([,
  * @returns {Connection}
  */
 export function connect(url = globalThis.location?.origin, options = {}) {
-  return new Connection(url, options);
+  return new (/** @type {any} */ (Connection))(url, options);
 }
