@@ -139,31 +139,36 @@ test("a page that comes online begins with short pauses again", async (t) => {
   assert.equal(told.pauses.at(-1), 900);
 });
 
-for (const transport of ["websocket", "sse"]) {
-  test(`a page that comes online does not wait for an attempt that hangs: ${transport}`, async (t) => {
+for (const [transport, refusesWebSocket] of [["websocket", false], ["sse", false], ["sse", true]]) {
+  const how = refusesWebSocket ? "after WebSocket was refused" : "alone";
+  test(`a page that comes online does not wait for an attempt that hangs: ${transport} ${how}`, async (t) => {
     // It was left to its 10 s, and the pause behind that.
     const page = ownPage(t);
     const proxy = await ownProxy(t, server);
-    const connection = client(t, proxy, { transports: [transport] });
+    proxy.refusesWebSocket = refusesWebSocket;
+    const transports = refusesWebSocket ? ["websocket", "sse"] : [transport];
+    const connection = client(t, proxy, { transports });
     await state(connection, "connected");
     connection.pause();
     // What fetch has kept open would be used again.
     proxy.cut();
     await server.publish(channelName(), 1);
     proxy.holdAnswers();
-    const came = proxy.arrivals.length;
+    let time = performance.now();
+    t.mock.method(performance, "now", () => time);
+    const expected = proxy.arrivals.length + (refusesWebSocket ? 2 : 1);
     connection.resume();
+    await until(() => proxy.arrivals.length === expected, "it hangs");
     const seen = states(connection);
-    await until(() => proxy.arrivals.length > came, "it hangs");
     proxy.answerAgain();
     // One that has just begun is given its time.
     page.dispatchEvent(new Event("online"));
     assert.deepEqual(seen, []);
-    const { now } = performance;
-    t.mock.method(performance, "now", () => now.call(performance) + 1000);
+    time += 1001;
     page.dispatchEvent(new Event("online"));
     await state(connection, "connected");
-    assert.equal(proxy.arrivals.length, came + 2);
+    // With what it had come to: not once more with what was refused before.
+    assert.equal(proxy.arrivals.length, expected + 1);
     assert.deepEqual(seen, ["connecting", "connected"]);
     assert.equal(connection.transport, transport);
   });
