@@ -37,6 +37,47 @@ test("a network without WebSocket makes it fall back", async (t) => {
   assert.equal(connection.transport, "websocket");
 });
 
+test("a stream gives way to WebSocket once that gets through, and nothing is lost", async (t) => {
+  // The library tries after a minute, two minutes, and so on; here the test says when.
+  const tries = [];
+  const { setTimeout: begin } = globalThis;
+  t.mock.method(globalThis, "setTimeout", (act, ms, ...rest) => {
+    if (ms !== 60_000 && ms !== 120_000) return begin(act, ms, ...rest);
+    tries.push({ act, ms });
+    return undefined;
+  });
+  const channel = channelName();
+  const proxy = await ownProxy(t, server);
+  proxy.refusesWebSocket = true;
+  const connection = client(t, proxy);
+  const { data, subscription } = await follow(connection, channel);
+  subscription.addEventListener("reset", () => assert.fail("a reset"));
+  const again = [];
+  subscription.addEventListener("subscribed", ({ recovered }) => again.push(recovered));
+  assert.equal(connection.transport, "sse");
+  assert.deepEqual(tries.map(({ ms }) => ms), [60_000]);
+
+  // In vain: back to the stream.
+  tries[0].act();
+  await server.publish(channel, 0);
+  await until(() => connection.state === "connected" && data.length === 1);
+  assert.equal(connection.transport, "sse");
+  assert.deepEqual(tries.map(({ ms }) => ms), [60_000, 120_000]);
+
+  proxy.refusesWebSocket = false;
+  await server.publish(channel, 1);
+  tries[1].act();
+  const waits = connection.publish(channel, 2);
+  await waits;
+  assert.equal(connection.transport, "websocket");
+  await server.publish(channel, 3);
+  await until(() => data.length >= 4);
+  await settled(connection);
+  assert.deepEqual(data, numbers(4));
+  assert.deepEqual(again, [true, true]);
+  assert.equal(tries.length, 2);
+});
+
 test("an environment without WebSocket does too", async (t) => {
   class Missing {
     constructor() {
