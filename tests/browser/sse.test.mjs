@@ -418,6 +418,29 @@ test("a token that has ended is replaced by a new one", async (t) => {
   assert.deepEqual(reasons, ["connect", "expired"]);
 });
 
+test("without a subscription a token that has ended is replaced when it is needed", async (t) => {
+  const channel = channelName();
+  const tokens = [];
+  const reasons = [];
+  const connection = streamed(t, server, {
+    async getToken({ reason }) {
+      reasons.push(reason);
+      tokens.push(await server.token({ sub: "ann", ttl_s: 1 + 600 * tokens.length }));
+      return tokens.at(-1);
+    },
+  });
+  await connection.publish(channel, 1);
+  const { exp } = JSON.parse(Buffer.from(tokens[0].split(".")[1], "base64url"));
+  await until(() => Date.now() > 1000 * exp + 10);
+  const [published, { events }] = await Promise.all([
+    connection.publish(channel, 2),
+    connection.history(channel, { limit: 1 }),
+  ]);
+  assert.deepEqual([published.duplicate, events.length], [false, 1]);
+  assert.deepEqual(await kept(channel), [1, 2]);
+  assert.deepEqual(reasons, ["connect", "expired"]);
+});
+
 test("a token that is not valid is the end", async (t) => {
   const connection = streamed(t, server, { token: "nonsense" });
   connection.subscribe("a.b", () => {});
