@@ -53,7 +53,7 @@ rules: $(VENV)/.dev ## take each rule of delivery out of the product and see tha
 	$(BIN)/python tests/support/without.py $(ARGS)
 
 types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
-	$(BROWSER)/node_modules/.bin/tsc -p $(BROWSER)/tsconfig.types.json --outDir static
+	node $(BROWSER)/types.mjs static
 
 screenshots: $(VENV)/.dev ## take the pictures under docs/ anew, from the running product
 	$(BIN)/python tests/support/screenshots.py

@@ -54,7 +54,11 @@ const STRIPS = [
       const peak = most(points, ({ load, cpu, cpus }) => Math.max(load[0], cpu * cpus));
       return Math.max(1, Math.min(points.at(-1).cpus, roundUp(peak * 2 || 1)), peak * 1.1);
     },
-    mark: ({ cpus }, top) => (top < cpus ? [top, `${top} of ${cpus} CPUs`] : [cpus, count(cpus, "CPU")]),
+    mark: ({ cpus }, top) => {
+      if (top < cpus) return [top, `${top} of ${cpus} CPUs`];
+      // More than the machine can do: the dots are below the top, and the label says whose they are.
+      return [cpus, top > cpus ? `··· ${count(cpus, "CPU")}` : count(cpus, "CPU")];
+    },
     value: ({ load }) => load[0].toFixed(2),
     detail: ({ cpu, load }) => `CPU ${percent(cpu)} · ${(load[1] ?? 0).toFixed(2)} in 5 min`,
   },
@@ -277,7 +281,8 @@ class Strip {
     const [high, zero] = [this.#y(at), this.#y(0)];
     set(this.#rule, { x2: this.width, y1: high, y2: high });
     set(this.#zero, { x2: this.width, y1: zero, y2: zero });
-    set(this.#mark, { x: this.width - PEN, y: high - 5 });
+    // At the top, where no line comes.
+    set(this.#mark, { x: this.width - PEN, y: TOP - 5 });
     set(this.#paper, { width: Math.max(this.width - PEN, 0), height: this.#height });
     if (this.#mark.textContent !== text) this.#mark.textContent = text;
     this.#grid.forEach((line, i) => {

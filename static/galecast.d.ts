@@ -111,9 +111,9 @@ export type ConnectOptions = {
 };
 export type SubscribeOptions = {
     /**
-     * resume behind this position
+     * resume behind this position; null: from now on
      */
-    since?: string;
+    since?: string | null;
     /**
      * begin with the last N events; with `since` only if that is too old
      */
@@ -175,50 +175,9 @@ export type SubscriptionEvents = {
 };
 export type Typed<M> = {
     addEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | AddEventListenerOptions): void;
+    removeEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | EventListenerOptions): void;
 } & EventTarget;
 export type EventHandler = (event: EventMessage, subscription: Subscription) => unknown;
-export type Settle = {
-    resolve: (value?: any) => void;
-    reject: (error: unknown) => void;
-};
-export type Item = Settle & {
-    message: any;
-    timer?: any;
-    until?: number;
-};
-export type Call = Settle & {
-    subscription?: Subscription;
-};
-export type Closing = {
-    code?: number;
-    reason?: string;
-    retry_in_ms?: number;
-};
-export type Link = {
-    sse: boolean;
-    socket?: WebSocket;
-    abort?: AbortController;
-    timer?: any;
-    ref: number;
-    calls: Map<number, Call>;
-    commands?: Pacer;
-    publishes?: Pacer;
-    closing: Closing;
-    posting?: boolean;
-    renewing?: boolean;
-    /**
-     * when, by the wall clock, for each stream
-     */
-    heard: number[];
-    /**
-     * in a row, of what may succeed later
-     */
-    refusals: number;
-    /**
-     * the set of channels has changed
-     */
-    stale?: boolean;
-};
 /**
  * What was refused, or could not be done.
  *
@@ -232,15 +191,6 @@ export declare class GalecastError extends Error {
     retry: boolean;
     /** @param {string} code @param {string} [message] @param {boolean} [retry] */
     constructor(code: string, message?: string, retry?: boolean);
-}
-/** Lets through what the server's rate allows, with a margin, and keeps the order. */
-declare class Pacer {
-    #private;
-    /** @param {number | undefined} rate per second; 0: no limit @param {(item: any) => void} send */
-    constructor(rate: number | undefined, send: (item: any) => void);
-    /** @param {any} item */
-    push(item: any): void;
-    stop(): void;
 }
 declare const Subscription_base: new () => Typed<SubscriptionEvents>;
 /**
@@ -269,6 +219,15 @@ export declare class Subscription extends /** @type {new () => Typed<Subscriptio
     more: boolean;
     /** @type {"pending" | "live" | "ended"} */
     state: "pending" | "live" | "ended";
+    /**
+     * Private to applications; a connection makes them.
+     * @private
+     * @param {Connection} connection
+     * @param {string} channel
+     * @param {EventHandler} [handler]
+     * @param {SubscribeOptions} [options]
+     */
+    private constructor();
     /** End it; what comes late is dropped. */
     unsubscribe(): void;
     /**
@@ -306,6 +265,8 @@ export declare class Connection extends /** @type {new () => Typed<ConnectionEve
     /** @type {string | null} */ user: string | null;
     /** The server process. @type {string | null} */ node: string | null;
     /** What the server allows. @type {Record<string, number> | null} */ limits: Record<string, number> | null;
+    /** Private to applications; `connect` makes them. @private @param {string | URL} url @param {ConnectOptions} options */
+    private constructor();
     /**
      * Receive a channel's events, from now on unless `since` or `rewind` say otherwise.
      *

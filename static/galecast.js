@@ -75,7 +75,7 @@
 
 /**
  * @typedef {object} SubscribeOptions
- * @property {string} [since] resume behind this position
+ * @property {string | null} [since] resume behind this position; null: from now on
  * @property {number} [rewind] begin with the last N events; with `since` only if that is too old
  * @property {boolean} [presence] keep `members` in step
  */
@@ -100,17 +100,21 @@
 /**
  * An EventTarget whose listeners know what they are told.
  * @template M
- * @typedef {{ addEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | AddEventListenerOptions): void } & EventTarget} Typed
+ * @typedef {{
+ *   addEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | AddEventListenerOptions): void,
+ *   removeEventListener<K extends keyof M>(type: K, listener: (event: M[K]) => void, options?: boolean | EventListenerOptions): void,
+ * } & EventTarget} Typed
  */
 
 /** @typedef {(event: EventMessage, subscription: Subscription) => unknown} EventHandler */
-/** @typedef {{ resolve: (value?: any) => void, reject: (error: unknown) => void }} Settle */
-/** @typedef {Settle & { message: any, timer?: any, until?: number }} Item a publish that was not answered yet */
-/** @typedef {Settle & { subscription?: Subscription }} Call a command that was not answered yet */
-/** @typedef {{ code?: number, reason?: string, retry_in_ms?: number }} Closing */
+/** @internal @typedef {{ resolve: (value?: any) => void, reject: (error: unknown) => void }} Settle */
+/** @internal @typedef {Settle & { message: any, timer?: any, until?: number }} Item a publish that was not answered yet */
+/** @internal @typedef {Settle & { subscription?: Subscription }} Call a command that was not answered yet */
+/** @internal @typedef {{ code?: number, reason?: string, retry_in_ms?: number }} Closing */
 
 /**
  * One attempt to be connected, over WebSocket (`socket`) or as a stream (`abort`).
+ * @internal
  * @typedef {object} Link
  * @property {boolean} sse
  * @property {WebSocket} [socket]
@@ -118,8 +122,8 @@
  * @property {any} [timer]
  * @property {number} ref
  * @property {Map<number, Call>} calls
- * @property {Pacer} [commands]
- * @property {Pacer} [publishes]
+ * @property {Pacer} commands
+ * @property {Pacer} publishes
  * @property {Closing} closing
  * @property {boolean} [posting]
  * @property {boolean} [renewing]
@@ -153,6 +157,7 @@ const emit = (target, type, fields) => target.dispatchEvent(Object.assign(new Ev
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms * (1 + random())); });
 
 const lost = () => new GalecastError("disconnected", "", true);
+const broken = () => { throw lost(); };
 const full = () => new GalecastError("queue_full", "", true);
 
 /**
@@ -173,18 +178,22 @@ export class GalecastError extends Error {
   }
 }
 
-/** Lets through what the server's rate allows, with a margin, and keeps the order. */
+/** Lets through what the server's rate allows, with a margin, and keeps the order. @internal */
 class Pacer {
   /** @type {any[]} */ #queue = [];
   #full = 0;
   /** @type {any} */ #timer = 0;
-  #gap;
+  #gap = 0;
   #send;
 
-  /** @param {number | undefined} rate per second; 0: no limit @param {(item: any) => void} send */
-  constructor(rate, send) {
-    this.#gap = rate ? 1250 / rate : 0;
+  /** @param {(item: any) => void} send */
+  constructor(send) {
     this.#send = send;
+  }
+
+  /** @param {number | undefined} rate per second; 0: no limit */
+  limit(rate) {
+    this.#gap = rate ? 1250 / rate : 0;
   }
 
   /** @param {any} item */
@@ -203,10 +212,10 @@ class Pacer {
           this.#timer = 0;
           this.#pump();
         }, wait);
-        return;
+      } else {
+        this.#full = full;
+        this.#send(this.#queue.shift());
       }
-      this.#full = full;
-      this.#send(this.#queue.shift());
     }
   }
 
@@ -233,7 +242,7 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   /** @type {"pending" | "live" | "ended"} */
   state = "pending";
 
-  /** @internal @type {string | undefined} */ _at;
+  /** @internal @type {string | null | undefined} */ _at;
   /** @internal */ _held = false;
   /** @internal @type {any} */ _info;
   /** @internal @type {Set<string> | null} */ _left = null;
@@ -247,7 +256,8 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   #handler;
 
   /**
-   * @internal
+   * Private to applications; a connection makes them.
+   * @private
    * @param {Connection} connection
    * @param {string} channel
    * @param {EventHandler} [handler]
@@ -341,13 +351,14 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
 
   /** @internal @param {any} message */
   _subscribed(message) {
+    const { position, recovered } = message;
     this.state = "live";
-    this._at = message.position;
-    this.position ??= message.position;
+    this._at = position;
+    this.position ??= position;
     if (message.members) this._sync(message);
     this._first.resolve(this);
-    emit(this, "subscribed", { position: message.position, recovered: message.recovered });
-    if (message.recovered === false && this.state === "live") this._reset(message.position);
+    emit(this, "subscribed", { position, recovered });
+    if (recovered === false && this.state === "live") this._reset(position);
   }
 
   /** @internal @param {string} position */
@@ -367,7 +378,10 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
 
   /** @internal @param {any} message */
   _presence({ action, member, ...message }) {
-    if (action === "sync") return this._sync(message);
+    if (action === "sync") {
+      this._sync(message);
+      return;
+    }
     if (action === "leave") {
       this.members.delete(member.session);
       this._left?.add(member.session);
@@ -378,37 +392,28 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
     emit(this, "members", { action, member });
   }
 
-  /** @internal @param {{ members: Member[], more?: boolean }} message */
-  _sync({ members, more }) {
-    this.members.clear();
-    for (const member of members) this.members.set(member.session, member);
-    this.more = !!more;
-    this._left = null;
-    if (more) this.#fill();
-    emit(this, "members", { action: "sync" });
-  }
-
-  /** Read the pages behind the first. Who leaves meanwhile may still stand in one of them. */
-  async #fill() {
+  /**
+   * Take a whole set, and read the pages behind its first. Who leaves meanwhile may still stand there.
+   * @internal
+   * @param {{ members: Member[], more?: boolean, cursor?: string }} page
+   */
+  async _sync(page) {
     const left = (this._left = new Set());
-    try {
-      let cursor;
-      let page = 0;
-      do {
-        const found = await this.#connection.members(this.channel, { cursor });
-        if (this._left !== left) return;
-        for (const member of found.members) {
-          if (!left.has(member.session)) this.members.set(member.session, member);
-        }
-        cursor = found.cursor;
-        page += 1;
-      } while (cursor && page < MEMBER_PAGES);
-      this._left = null;
-      this.more = !!cursor;
-      emit(this, "members", { action: "sync" });
-    } catch {
-      // The next `subscribed` brings the set anew.
+    this.members.clear();
+    for (let count = 0; page; count += 1) {
+      for (const member of page.members) {
+        if (!left.has(member.session)) this.members.set(member.session, member);
+      }
+      const { cursor, more = cursor } = page;
+      const last = !more || count === MEMBER_PAGES;
+      this.more = !!more;
+      if (last || !count) emit(this, "members", { action: "sync" });
+      if (last) break;
+      // Without an answer the next `subscribed` brings the set anew.
+      page = /** @type {any} */ (await this.#connection.members(this.channel, { cursor }).catch(noop));
+      if (this._left !== left) return;
     }
+    this._left = null;
   }
 
   /** @internal @param {GalecastError} [error] */
@@ -468,17 +473,18 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   #misses = 0;
   #upgrades = 0;
   #notBefore = 0;
+  #begun = 0;
   #count = 0;
   #silence = MOST_MS;
   /** @type {any} */ #timer;
   /** @type {any} */ #watcher;
 
-  /** @type {string | null} */ #token;
+  /** @type {string | null | undefined} */ #token;
   #tokenUntil = Infinity;
   /** @type {TokenReason} */ #why = "connect";
   #fresh = false;
 
-  /** @internal @param {string | URL} url @param {ConnectOptions} options */
+  /** Private to applications; `connect` makes them. @private @param {string | URL} url @param {ConnectOptions} options */
   constructor(url, options) {
     super();
     const { encoding = "json", transports = ["websocket", "sse"], queue = 1000, retryFor = 240_000 } = options;
@@ -487,20 +493,14 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     this.#queue = queue;
     this.#retryFor = Math.min(retryFor, 2 ** 31 - 1);
     this.#getToken = options.getToken;
-    this.#token = options.token ?? null;
+    this.#token = options.token;
     this.#fetch = options.fetch ?? globalThis.fetch;
     this.#WebSocket = transports.includes("websocket") && (options.WebSocket ?? globalThis.WebSocket);
     this.#sse = transports.includes("sse");
     if (!this.#WebSocket && !this.#sse) throw new TypeError("no transport");
-    if (encoding === "json") {
-      this.#codec = { encode: JSON.stringify, decode: JSON.parse };
-    } else if (callable(encoding?.encode) && callable(encoding?.decode)) {
-      this.#codec = {
-        encode: (value) => encoding.encode(value),
-        decode: (data) => encoding.decode(new Uint8Array(data)),
-      };
-    } else {
-      throw new TypeError('encoding: "json", or { encode, decode }');
+    this.#codec = encoding === "json" ? { encode: JSON.stringify, decode: JSON.parse } : encoding;
+    if (!callable(this.#codec?.encode) || !callable(this.#codec.decode)) {
+      throw new TypeError("encoding without encode or decode");
     }
     this.#protocol = "galecast.v1." + (encoding === "json" ? encoding : "msgpack");
     this.#listen("addEventListener");
@@ -522,7 +522,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     if (this.#subscriptions.has(channel)) {
       throw new GalecastError("conflict", `subscribed to ${channel}`);
     }
-    const subscription = new Subscription(this, channel, handler, options);
+    /** @type {Subscription} */
+    const subscription = new (/** @type {any} */ (Subscription))(this, channel, handler, options);
     this.#subscriptions.set(channel, subscription);
     this.#subscribe(subscription);
     return subscription;
@@ -544,10 +545,10 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     const message = { type: "publish", channel, data: this.#copy(data), name, tags, id, echo };
     if (echo === false) {
       this.#muted.add(channel + " " + id);
-      if (this.#muted.size > MUTED) this.#muted.delete(this.#muted.values().next().value ?? "");
+      if (this.#muted.size > MUTED) this.#muted.delete(/** @type {string} */ (this.#muted.values().next().value));
     }
     return new Promise((resolve, reject) => {
-      const item = { message, resolve, reject };
+      const item = { resolve, reject, message };
       this.#outbox.add(item);
       if (this.state === "connected") this.#post(item);
     });
@@ -621,30 +622,30 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   async #attempt(sse = !this.#WebSocket) {
     this.#stop();
     const turn = this.#turn;
+    this.#begun = clock();
     this.#change("connecting");
-    try {
-      await this.#renew(this.#why);
-    } catch (/** @type {any} */ error) {
-      if (turn !== this.#turn) return;
-      if (error?.retry === false) this.#finish({ code: 4501, reason: error.message });
-      else this.#wait(0, { reason: error?.message });
-      return;
-    }
+    const failure = await this.#renew(this.#why).catch((error) => error || {});
     if (turn !== this.#turn) return;
+    if (failure) {
+      const { retry, message: reason } = failure;
+      return retry === false ? this.#finish({ code: 4501, reason }) : this.#wait(0, { reason });
+    }
     /** @type {Link} */
-    const link = { sse, ref: 0, refusals: 0, heard: [], calls: new Map(), closing: {} };
+    const link = {
+      sse,
+      ref: 0,
+      refusals: 0,
+      heard: [],
+      calls: new Map(),
+      commands: new Pacer((data) => link.socket?.send(data)),
+      publishes: new Pacer((item) => this.#send(link, item)),
+      closing: {},
+    };
     this.#link = link;
     const patience = sse || this.#misses < 2 ? PATIENCE_MS : PONG_MS;
     link.timer = setTimeout(() => this.#lost(link), patience);
-    if (sse) {
-      this.#stream(link);
-      return;
-    }
-    try {
-      this.#open(link);
-    } catch {
-      this.#lost(link);
-    }
+    if (sse) this.#stream(link);
+    else this.#open(link).catch(() => this.#lost(link));
   }
 
   /** Have a token that is valid for a while, if there is to be one. @param {TokenReason} reason */
@@ -665,7 +666,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   }
 
   /** @param {Link} link */
-  #open(link) {
+  async #open(link) {
     const socket = (link.socket = new this.#WebSocket(`${this.#base.replace(/^http/, "ws")}/v1/ws`, this.#protocol));
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
@@ -673,7 +674,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
       this.#call(link, message).catch(noop);
     };
     socket.onmessage = (/** @type {MessageEvent} */ { data }) => {
-      if (link === this.#link) this.#take(link, this.#codec.decode(data));
+      if (link === this.#link) this.#take(link, this.#codec.decode(typeof data === "string" ? data : new Uint8Array(data)));
     };
     socket.onerror = noop;
     socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(link, { code, reason });
@@ -684,10 +685,10 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     clearTimeout(link.timer);
     link.timer = setTimeout(() => { this.#failures = 0; }, PATIENCE_MS);
     this.#fresh = false;
-    const { session, user, node, limits, ping_s = 25, expires_s = Infinity } = message;
+    const { session, user, node, limits, ping_s = 25, expires_s } = message;
     Object.assign(this, { session, user, node, limits });
     this.#silence = 1500 * ping_s;
-    this.#tokenUntil = Date.now() + 1000 * expires_s - PONG_MS;
+    if (expires_s) this.#tokenUntil = Date.now() + 1000 * expires_s - PONG_MS;
     this.#why = "expired";
     this.#watch();
     if (this.state === "connected") return;
@@ -696,8 +697,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     else if (this.#WebSocket) this.#later(UPGRADE_MS * 2 ** Math.min(9, this.#upgrades++));
     this.transport = link.sse ? "sse" : "websocket";
     const { commands_per_s, publishes_per_s } = this.limits ?? {};
-    link.commands = new Pacer(commands_per_s, (/** @type {any} */ text) => link.socket?.send(text));
-    link.publishes = new Pacer(publishes_per_s, (/** @type {Item} */ item) => this.#send(link, item));
+    link.commands.limit(commands_per_s);
+    link.publishes.limit(publishes_per_s);
     this.state = "connected";
     if (!link.sse) for (const each of this.#subscriptions.values()) this.#subscribe(each);
     for (const item of this.#outbox) this.#post(item);
@@ -751,8 +752,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     this.#link = null;
     this.transport = this.session = null;
     clearTimeout(link.timer);
-    link.commands?.stop();
-    link.publishes?.stop();
+    link.commands.stop();
+    link.publishes.stop();
     link.abort?.abort();
     link.socket?.close();
     for (const each of this.#subscriptions.values()) each.state = "pending";
@@ -794,8 +795,10 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   /** The network is back, or the page is looked at: no reason to wait. */
   #wake = () => {
     if (globalThis.document?.hidden) return;
+    this.#failures = 0;
     if (this.state === "connected") this.#probe();
-    else if (this.state === "waiting") this.#hurry();
+    // An attempt that began before may hang for long: nobody answers it any more.
+    else if (this.state === "waiting" || (this.state === "connecting" && clock() - this.#begun > SPREAD_MS)) this.#hurry();
   };
 
   #hurry() {
@@ -804,19 +807,16 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
       this.#later(retryInMs);
       this.#change("waiting", { retryInMs });
     } else {
-      this.#attempt();
+      this.#attempt(this.#link?.sse);
     }
   }
 
   /** Look again when silence would be strange. */
   #watch() {
     clearTimeout(this.#watcher);
-    const look = () => {
-      const left = this.#silence - this.#quiet;
-      if (left > 0) this.#watcher = setTimeout(look, left);
-      else this.#probe();
-    };
-    look();
+    const left = this.#silence - this.#quiet;
+    if (left > 0) this.#watcher = setTimeout(() => this.#watch(), left);
+    else this.#probe();
   }
 
   /**
@@ -824,18 +824,17 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
    * Of several streams the most silent one counts: another that lives says nothing of it.
    */
   get #quiet() {
-    return Math.abs(Date.now() - Math.min(...(this.#link?.heard ?? [])));
+    return Math.abs(Date.now() - Math.min(.../** @type {Link} */ (this.#link).heard));
   }
 
   /** Find out whether the server is there. */
   #probe() {
-    const link = this.#link;
-    if (!link) return;
+    const link = /** @type {Link} */ (this.#link);
     if (link.sse) {
       // Streams bring comments, so there is nothing to ask; without one there is.
       if (this.#quiet < this.#silence) return;
       if (this.#subscriptions.size) this.#lost(link);
-      else this.#stream(link);
+      else this.#restream(link);
       return;
     }
     clearTimeout(this.#watcher);
@@ -846,29 +845,23 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
 
   // ---- what comes
 
-  /** @param {Link} link @param {any} message */
-  #take(link, message) {
+  /** @param {Link} link @param {any} fields */
+  #take(link, { type, ref, ...message }) {
     if (!link.sse) link.heard[0] = Date.now();
     this.#count += 1;
-    const { type, ref, channel } = message;
+    const { channel } = message;
     const subscription = this.#subscriptions.get(channel);
     const live = subscription?.state === "live" && !subscription._held;
     if (type === "event") {
-      if (live && !this.#muted.has(channel + " " + message.id)) {
-        delete message.type;
-        subscription._take(message);
-      } else if (live) {
-        subscription._at = message.position;
-      }
+      if (!live) return;
+      if (this.#muted.has(channel + " " + message.id)) subscription._at = message.position;
+      else subscription._take(message);
       return;
     }
     const call = link.calls.get(ref);
     link.calls.delete(ref);
-    if (type === "error") {
-      call?.reject(new GalecastError(message.code, message.message, message.retry));
-      return;
-    }
-    if (type === "connected") this.#connect(link, message);
+    if (type === "error") call?.reject(new GalecastError(message.code, message.message, message.retry));
+    else if (type === "connected") this.#connect(link, message);
     else if (type === "closing") link.closing = message;
     else this.#failures = 0;
     if (type === "subscribed" || type === "published") link.refusals = 0;
@@ -877,7 +870,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
         if (link.sse || call?.subscription === subscription) subscription._subscribed(message);
       } else if (!ref) {
         // The server itself subscribed this session.
-        const subscription = new Subscription(this, channel);
+        /** @type {Subscription} */
+        const subscription = new (/** @type {any} */ (Subscription))(this, channel);
         this.#subscriptions.set(channel, subscription);
         subscription._subscribed(message);
         emit(this, "subscription", { subscription });
@@ -891,8 +885,6 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     } else if (type === "expiring") {
       this.#refresh(link, message.in_s);
     }
-    delete message.type;
-    delete message.ref;
     call?.resolve(message);
   }
 
@@ -934,12 +926,11 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
       if (link !== this.#link) throw lost();
       const ref = (link.ref += 1);
       const data = this.#codec.encode({ ...defined(message), ref });
-      const most = this.limits?.frame_bytes ?? 0;
+      const most = this.limits?.frame_bytes;
       // The server would end the session for good.
       if (most && data.length * 3 > most && new Blob([data]).size > most) throw new GalecastError("too_large", `over ${most} bytes`);
       link.calls.set(ref, { resolve, reject, subscription });
-      if (link.commands) link.commands.push(data);
-      else link.socket?.send(data);
+      link.commands.push(data);
     });
   }
 
@@ -987,7 +978,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   #post(item) {
     const link = this.#link;
     if (link?.sse) this.#postAll(link);
-    else link?.publishes?.push(item);
+    else link?.publishes.push(item);
   }
 
   /** @param {Link} link @param {Item} item */
@@ -997,7 +988,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
       this.#settle(item, null, await this.#call(link, item.message));
     } catch (error) {
       await this.#postpone(link, item, error);
-      if (link === this.#link) link.publishes?.push(item);
+      if (link === this.#link) link.publishes.push(item);
     }
   }
 
@@ -1098,7 +1089,6 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
 
   /** @internal @param {Subscription} subscription */
   _hold(subscription) {
-    if (subscription._held) return;
     subscription._held = true;
     this.#leave(subscription.channel);
   }
@@ -1142,28 +1132,24 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   /** @param {Link} link */
   async #stream(link) {
     link.stale = false;
-    link.abort?.abort();
-    const abort = (link.abort = new AbortController());
+    const { signal } = (link.abort = new AbortController());
     const wanted = [...this.#subscriptions.values()].filter((each) => !each._held);
     for (const each of wanted) each.state = "pending";
     try {
       link.heard = [Date.now()];
       if (!wanted.length) {
         await this.#http("/healthz");
-        const { session, user, node, limits } = this;
-        if (!abort.signal.aborted) this.#take(link, { type: "connected", session, user, node, limits });
+        if (!signal.aborted) this.#connect(link, this);
         return;
       }
       const streams = [];
       while (wanted.length) {
-        const stream = this.#read(link, abort.signal, wanted.splice(0, STREAM_CHANNELS), streams.length);
-        stream.catch(noop);
-        streams.push(stream);
+        streams.push(this.#read(link, signal, wanted.splice(0, STREAM_CHANNELS), streams.length));
       }
       await Promise.race(streams);
-      if (!abort.signal.aborted) this.#lost(link);
+      if (!signal.aborted) this.#lost(link);
     } catch (error) {
-      if (!abort.signal.aborted) this.#failed(link, error);
+      if (!signal.aborted) this.#failed(link, error);
     }
   }
 
@@ -1204,15 +1190,15 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
 
   /** The stream was refused, or broke. @param {Link} link @param {any} error */
   #failed(link, error) {
-    const { code, channel, retry, retryInMs, message } = error;
-    const subscription = channel && this.#subscriptions.get(channel);
+    const { code, channel, retry, retry_in_ms, message: reason } = error;
+    const subscription = this.#subscriptions.get(channel);
     if (subscription && !retry) {
       this.#refused(subscription, error);
       return this.#restream(link);
     }
     const ends = { forbidden: 4503, bad_request: 4500, unauthorized: 4501 };
     const end = this.#expired(error) ? 4005 : /** @type {Record<string, number>} */ (ends)[code];
-    this.#lost(link, { code: end, reason: message, retry_in_ms: retryInMs });
+    this.#lost(link, { code: end, reason, retry_in_ms });
   }
 
   /** Ask over HTTP what a command asks. @param {any} message @returns {Promise<any>} */
@@ -1227,12 +1213,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   /** @param {string} path @param {string} [body] @returns {Promise<any>} */
   async #http(path, body) {
     const signal = AbortSignal.timeout(PATIENCE_MS);
-    const response = await this.#request(path, body ? { method: "POST", body, signal } : { signal });
-    try {
-      return await response.json();
-    } catch {
-      throw lost();
-    }
+    const response = await this.#request(path, { method: body && "POST", body, signal });
+    return response.json().catch(broken);
   }
 
   /** Send a request; throws what was refused. @param {string} path @param {RequestInit} init @returns {Promise<Response>} */
@@ -1242,18 +1224,12 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     // Called as a method it would be refused by browsers.
     const fetch = this.#fetch;
-    let response;
-    try {
-      response = await fetch(this.#base + path, { ...init, headers, cache: "no-store", credentials: "omit" });
-    } catch {
-      throw lost();
-    }
+    const response = await fetch(this.#base + path, { ...init, headers, cache: "no-store", credentials: "omit" }).catch(broken);
     if (response.ok) return response;
-    const problem = await response.json().catch(() => ({}));
-    const { code = "unavailable", detail, retry = response.status >= 500, channel } = problem;
+    const { code = "unavailable", detail, retry = response.status >= 500, channel } = await response.json().catch(() => ({}));
     // A proxy may write a date.
-    const retryInMs = 1000 * (Number(response.headers.get("Retry-After")) || 0);
-    throw Object.assign(new GalecastError(code, detail, retry), { channel, retryInMs });
+    const retry_in_ms = 1000 * (Number(response.headers.get("Retry-After")) || 0);
+    throw Object.assign(new GalecastError(code, detail, retry), { channel, retry_in_ms });
   }
 }
 
@@ -1270,5 +1246,5 @@ const defined = (fields) => Object.fromEntries(Object.entries(fields).filter(([,
  * @returns {Connection}
  */
 export function connect(url = globalThis.location?.origin, options = {}) {
-  return new Connection(url, options);
+  return new (/** @type {any} */ (Connection))(url, options);
 }

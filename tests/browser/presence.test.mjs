@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 
 import { heard, numbers, until } from "./conditions.mjs";
 import { client, follow, serve, test } from "./rig.mjs";
+import { Scripted, polite } from "./scripted.mjs";
 import { channelName } from "./server.mjs";
 import { WebSocket } from "./wire.mjs";
 
@@ -131,6 +132,68 @@ test("more members than one message holds", async (t) => {
     cursor = page.cursor;
   } while (cursor);
   assert.deepEqual(sessions, new Set(subscription.members.keys()));
+});
+
+test("who leaves while the pages are read does not come back with one of them", async (t) => {
+  const channel = channelName();
+  const member = (session) => ({ session, user: null, info: {} });
+  const asked = [];
+  const scripted = await Scripted.start(t, (message, socket) => {
+    polite(message, socket);
+    const { type, ref } = message;
+    const found = { ref, channel, members: [member("first")] };
+    if (type === "subscribe") socket.say({ type: "subscribed", position: "p", more: true, ...found });
+    if (type === "presence") asked.push(message);
+  });
+  const connection = client(t, scripted);
+  const { subscription } = await follow(connection, channel, present);
+  const actions = [];
+  subscription.addEventListener("members", ({ action }) => actions.push(action));
+  const [socket] = scripted.sockets;
+  const say = (action, session) => {
+    socket.say({ type: "presence", channel, action, member: member(session) });
+  };
+  const answer = (sessions, cursor) => {
+    const { ref } = asked.at(-1);
+    socket.say({ type: "members", ref, channel, members: sessions.map(member), cursor });
+  };
+
+  await until(() => asked.length === 1);
+  assert.deepEqual([subscription.more, asked[0].cursor], [true, undefined]);
+  // The server had made its page before this, or makes the next one before it knows.
+  say("leave", "ghost");
+  say("leave", "back");
+  answer(["first", "ghost", "second"], "c1");
+  await until(() => asked.length === 2);
+  assert.equal(asked[1].cursor, "c1");
+  say("join", "back");
+  say("leave", "second");
+  answer(["ghost", "second", "back", "third"]);
+  await until(() => actions.at(-1) === "sync");
+  assert.deepEqual([...subscription.members.keys()].sort(), ["back", "first", "third"]);
+  assert.equal(subscription.more, false);
+  assert.deepEqual(actions, ["leave", "leave", "join", "leave", "sync"]);
+  // Whoever is there no more may come again.
+  say("join", "ghost");
+  await until(() => subscription.members.has("ghost"));
+});
+
+test("there is an end to the pages that are read", async (t) => {
+  const channel = channelName();
+  let pages = 0;
+  const scripted = await Scripted.start(t, (message, socket) => {
+    polite(message, socket);
+    const { type, ref } = message;
+    const members = [{ session: `s${pages}`, user: null, info: {} }];
+    const found = { ref, channel, members };
+    if (type === "subscribe") socket.say({ type: "subscribed", position: "p", more: true, ...found });
+    if (type === "presence") socket.say({ type: "members", cursor: `c${(pages += 1)}`, ...found });
+  });
+  const connection = client(t, scripted);
+  const { subscription } = await follow(connection, channel, present);
+  await heard(subscription, "members", ({ action }) => action === "sync");
+  await connection.ping();
+  assert.deepEqual([pages, subscription.more], [10, true]);
 });
 
 test("members are read page by page", async (t) => {

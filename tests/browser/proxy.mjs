@@ -97,6 +97,11 @@ export class Proxy {
     for (const { outer } of this.#links) outer.pause();
   }
 
+  /** Let new connections be answered again; those that stand stay as they are. */
+  answerAgain() {
+    this.#answersHeld = false;
+  }
+
   async stop() {
     this.cut();
     await new Promise((resolve) => this.#server.close(resolve));

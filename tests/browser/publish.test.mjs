@@ -155,6 +155,29 @@ test("the queue is bounded", async (t) => {
   assert.deepEqual(await kept(channel), [0, 1, 2, 4]);
 });
 
+test("questions that wait are bounded too", async (t) => {
+  const channel = channelName();
+  await server.publish(channel, 1);
+  const connection = client(t, server, { queue: 3 });
+  connection.pause();
+  const waiting = [
+    connection.history(channel),
+    connection.members(channel),
+    connection.history(channel, { limit: 1 }),
+  ];
+  const full = { name: "GalecastError", code: "queue_full", retry: true };
+  await assert.rejects(connection.history(channel), full);
+  await assert.rejects(connection.members(channel), full);
+  // Publishes have a bound of their own.
+  const published = connection.publish(channel, 2);
+  connection.resume();
+  const [first, , last] = await Promise.all([...waiting, published]);
+  assert.deepEqual([first.events.length > 0, last.events.length], [true, 1]);
+  // Those that are answered make room, refused or not.
+  await Promise.allSettled(numbers(3).map(() => connection.history("a..b")));
+  assert.equal((await connection.history(channel)).events.length, 2);
+});
+
 test("a publish whose answer was lost is not doubled", async (t) => {
   const channel = channelName();
   const proxy = await ownProxy(t, server);

@@ -79,7 +79,8 @@ test("resume comes back at once", async (t) => {
   assert.equal(retryInMs, undefined, "it has failed once more");
 });
 
-test("a page that comes online comes back at once", async (t) => {
+/** What a page is to the library: a target whose events tell that it is online, say. */
+function ownPage(t) {
   const page = new EventTarget();
   for (const verb of ["addEventListener", "removeEventListener"]) {
     globalThis[verb] = t.mock.fn(page[verb].bind(page));
@@ -88,6 +89,21 @@ test("a page that comes online comes back at once", async (t) => {
     delete globalThis.addEventListener;
     delete globalThis.removeEventListener;
   });
+  return page;
+}
+
+/** Note the pauses of a connection; of what each may be at most it takes this share. */
+function ownPauses(t, connection, share) {
+  const told = { share, pauses: [] };
+  t.mock.method(Math, "random", () => told.share);
+  connection.addEventListener("state", ({ state, retryInMs }) => {
+    if (state === "waiting") told.pauses.push(retryInMs);
+  });
+  return told;
+}
+
+test("a page that comes online comes back at once", async (t) => {
+  const page = ownPage(t);
   const proxy = await ownProxy(t, server);
   const connection = client(t, proxy);
   await state(connection, "connected");
@@ -106,18 +122,67 @@ test("a page that comes online comes back at once", async (t) => {
   assert.deepEqual(forgotten, listened);
 });
 
-test("the pause before coming back is told", async (t) => {
+test("a page that comes online begins with short pauses again", async (t) => {
+  // After some failures the pause was nearly 30 s, and so it was again after one more attempt.
+  const page = ownPage(t);
   const proxy = await ownProxy(t, server);
   const connection = client(t, proxy);
   await state(connection, "connected");
+  const told = ownPauses(t, connection, 0.001);
   proxy.refuses = true;
-  const pauses = [];
-  connection.addEventListener("state", (event) => {
-    if (event.state === "waiting") pauses.push(event.retryInMs);
-  });
   proxy.cut();
-  await until(() => pauses.length === 3);
-  pauses.forEach((ms, index) => assert.ok(ms >= 0 && ms <= 1000 * 2 ** index, `${pauses}`));
+  await until(() => told.pauses.length >= 5);
+  told.share = 0.9;
+  await until(() => told.pauses.at(-1) > 20_000, "it waits long");
+  page.dispatchEvent(new Event("online"));
+  await becomes(connection, "waiting");
+  assert.equal(told.pauses.at(-1), 900);
+});
+
+for (const [transport, refusesWebSocket] of [["websocket", false], ["sse", false], ["sse", true]]) {
+  const how = refusesWebSocket ? "after WebSocket was refused" : "alone";
+  test(`a page that comes online does not wait for an attempt that hangs: ${transport} ${how}`, async (t) => {
+    // It was left to its 10 s, and the pause behind that.
+    const page = ownPage(t);
+    const proxy = await ownProxy(t, server);
+    proxy.refusesWebSocket = refusesWebSocket;
+    const transports = refusesWebSocket ? ["websocket", "sse"] : [transport];
+    const connection = client(t, proxy, { transports });
+    await state(connection, "connected");
+    connection.pause();
+    // What fetch has kept open would be used again.
+    proxy.cut();
+    await server.publish(channelName(), 1);
+    proxy.holdAnswers();
+    let time = performance.now();
+    t.mock.method(performance, "now", () => time);
+    const expected = proxy.arrivals.length + (refusesWebSocket ? 2 : 1);
+    connection.resume();
+    await until(() => proxy.arrivals.length === expected, "it hangs");
+    const seen = states(connection);
+    proxy.answerAgain();
+    // One that has just begun is given its time.
+    page.dispatchEvent(new Event("online"));
+    assert.deepEqual(seen, []);
+    time += 1001;
+    page.dispatchEvent(new Event("online"));
+    await state(connection, "connected");
+    // With what it had come to: not once more with what was refused before.
+    assert.equal(proxy.arrivals.length, expected + 1);
+    assert.deepEqual(seen, ["connecting", "connected"]);
+    assert.equal(connection.transport, transport);
+  });
+}
+
+test("the pause before coming back is told, and grows up to 30 s", async (t) => {
+  const proxy = await ownProxy(t, server);
+  const connection = client(t, proxy);
+  await state(connection, "connected");
+  const told = ownPauses(t, connection, 0.001);
+  proxy.refuses = true;
+  proxy.cut();
+  await until(() => told.pauses.length >= 8);
+  assert.deepEqual(told.pauses.slice(0, 8), [1, 2, 4, 8, 16, 30, 30, 30]);
 });
 
 test("a server that crashed has begun anew, and says so", async (t) => {

@@ -37,6 +37,47 @@ test("a network without WebSocket makes it fall back", async (t) => {
   assert.equal(connection.transport, "websocket");
 });
 
+test("a stream gives way to WebSocket once that gets through, and nothing is lost", async (t) => {
+  // The library tries after a minute, two minutes, and so on; here the test says when.
+  const tries = [];
+  const { setTimeout: begin } = globalThis;
+  t.mock.method(globalThis, "setTimeout", (act, ms, ...rest) => {
+    if (ms !== 60_000 && ms !== 120_000) return begin(act, ms, ...rest);
+    tries.push({ act, ms });
+    return undefined;
+  });
+  const channel = channelName();
+  const proxy = await ownProxy(t, server);
+  proxy.refusesWebSocket = true;
+  const connection = client(t, proxy);
+  const { data, subscription } = await follow(connection, channel);
+  subscription.addEventListener("reset", () => assert.fail("a reset"));
+  const again = [];
+  subscription.addEventListener("subscribed", ({ recovered }) => again.push(recovered));
+  assert.equal(connection.transport, "sse");
+  assert.deepEqual(tries.map(({ ms }) => ms), [60_000]);
+
+  // In vain: back to the stream.
+  tries[0].act();
+  await server.publish(channel, 0);
+  await until(() => connection.state === "connected" && data.length === 1);
+  assert.equal(connection.transport, "sse");
+  assert.deepEqual(tries.map(({ ms }) => ms), [60_000, 120_000]);
+
+  proxy.refusesWebSocket = false;
+  await server.publish(channel, 1);
+  tries[1].act();
+  const waits = connection.publish(channel, 2);
+  await waits;
+  assert.equal(connection.transport, "websocket");
+  await server.publish(channel, 3);
+  await until(() => data.length >= 4);
+  await settled(connection);
+  assert.deepEqual(data, numbers(4));
+  assert.deepEqual(again, [true, true]);
+  assert.equal(tries.length, 2);
+});
+
 test("an environment without WebSocket does too", async (t) => {
   class Missing {
     constructor() {
@@ -374,6 +415,29 @@ test("a token that has ended is replaced by a new one", async (t) => {
   });
   await follow(connection, channelName());
   assert.equal(connection.user, "ann");
+  assert.deepEqual(reasons, ["connect", "expired"]);
+});
+
+test("without a subscription a token that has ended is replaced when it is needed", async (t) => {
+  const channel = channelName();
+  const tokens = [];
+  const reasons = [];
+  const connection = streamed(t, server, {
+    async getToken({ reason }) {
+      reasons.push(reason);
+      tokens.push(await server.token({ sub: "ann", ttl_s: 1 + 600 * tokens.length }));
+      return tokens.at(-1);
+    },
+  });
+  await connection.publish(channel, 1);
+  const { exp } = JSON.parse(Buffer.from(tokens[0].split(".")[1], "base64url"));
+  await until(() => Date.now() > 1000 * exp + 10);
+  const [published, { events }] = await Promise.all([
+    connection.publish(channel, 2),
+    connection.history(channel, { limit: 1 }),
+  ]);
+  assert.deepEqual([published.duplicate, events.length], [false, 1]);
+  assert.deepEqual(await kept(channel), [1, 2]);
   assert.deepEqual(reasons, ["connect", "expired"]);
 });
 

@@ -194,6 +194,30 @@ async def test_readings_that_are_none_do_no_harm() -> None:
             assert complaints == []
 
 
+async def test_more_load_than_cpus_leaves_the_label_free() -> None:
+    """The line of a load over the count of CPUs ran through their label."""
+    extents = """
+    () => ["mark", "line", "rule"].map((name) => {
+      const { top, bottom } = document.querySelector(`.strip .${name}`).getBoundingClientRect();
+      return [top, bottom];
+    })
+    """
+    with ServerProcess("--dev") as server:
+        async with demo(server, viewport={"width": 1280, "height": 900}) as (page, complaints):
+            for load in (1.0, 9.75, 13.25, 10.0):
+                reading = {"load": [load, 10.25, 1.0], "cpus": 2, "cpu": 1}
+                await publish(page, "machine.readings", reading, "reading")
+            await until(page, f"{VALUES}[0] === '10.00'")
+            assert await page.text_content(".strip .mark") == "··· 2 CPUs"
+            mark, line, rule = await page.evaluate(extents)
+            assert mark[1] <= line[0] < rule[0]
+            # All that is said of it stays in one line.
+            assert await page.inner_text(".detail") == "CPU 100 % · 10.25 in 5 min"
+            lines = "document.querySelector('.detail').getClientRects().length"
+            assert await page.evaluate(lines) == 1
+            assert complaints == []
+
+
 async def test_what_was_missed_comes_back_and_is_counted(server: ServerProcess) -> None:
     async with browsing() as browser:
         page, complaints = await open_page(browser, server.url)

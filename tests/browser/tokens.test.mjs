@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 
 import { becomes, heard, numbers, state, until } from "./conditions.mjs";
 import { client, follow, serve, test } from "./rig.mjs";
+import { Scripted, polite } from "./scripted.mjs";
 import { channelName } from "./server.mjs";
 import { watched } from "./wire.mjs";
 
@@ -128,6 +129,24 @@ test("a refresh that fails is tried again", async (t) => {
   assert.deepEqual(reasons, ["connect", "expiring", "expiring"]);
   assert.equal(wire.sockets.length, 1);
   assert.equal(connection.state, "connected");
+});
+
+test("not all clients ask for a new token at once", async (t) => {
+  // All that a server has may be warned in one moment.
+  const { getToken, reasons } = giver(() => "a token");
+  const scripted = await Scripted.start(t, polite);
+  const connection = client(t, scripted, { getToken });
+  await state(connection, "connected");
+  scripted.sockets[0].say({ type: "expiring", in_s: 60 });
+  scripted.sockets[0].say({ type: "expiring", in_s: 1 });
+  await connection.ping();
+  assert.deepEqual(reasons, ["connect"]);
+  connection.pause();
+  connection.resume();
+  await state(connection, "connected");
+  scripted.sockets[1].say({ type: "expiring", in_s: 1 });
+  await until(() => reasons.length === 2);
+  assert.deepEqual(reasons, ["connect", "expiring"]);
 });
 
 test("another user's token makes another session", async (t) => {

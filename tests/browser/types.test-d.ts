@@ -15,6 +15,8 @@ type Same<A, B> =
 declare function expect<T extends true>(): T;
 
 export async function use(signal: AbortSignal): Promise<void> {
+  const texts: string[] = [];
+
   // ---- connecting
   connect();
   connect(new URL("https://example.org"));
@@ -68,6 +70,16 @@ export async function use(signal: AbortSignal): Promise<void> {
   connection.addEventListener("subscription", ({ subscription }) => {
     expect<Same<typeof subscription, Subscription>>();
   });
+  const listener = ({ state }: StateEvent) => texts.push(state);
+  connection.addEventListener("state", listener);
+  connection.removeEventListener("state", listener);
+  connection.removeEventListener("state", listener, { capture: true });
+  // @ts-expect-error: it would be told something else
+  connection.removeEventListener("subscription", listener);
+  // @ts-expect-error: made by `connect` alone
+  new Connection();
+  // @ts-expect-error: made by `connect` alone
+  new Connection("https://example.org", {});
   const target: EventTarget = connection;
   target.dispatchEvent(new Event("state"));
   connection.pause();
@@ -84,7 +96,7 @@ export async function use(signal: AbortSignal): Promise<void> {
   );
   expect<Same<typeof published, Published>>();
   expect<Same<typeof published.duplicate, boolean>>();
-  const texts: string[] = [published.channel, published.position, published.id];
+  texts.push(published.channel, published.position, published.id);
   // @ts-expect-error: tags are strings
   await connection.publish("chat.lobby", 1, { tags: { n: 1 } });
   // @ts-expect-error: no such option
@@ -101,6 +113,11 @@ export async function use(signal: AbortSignal): Promise<void> {
     },
     { since: texts[0] ?? "", rewind: 20, presence: true },
   );
+  connection.subscribe("chat.lobby", () => {}, { since: localStorage.getItem("position") });
+  // @ts-expect-error: a position is no number
+  connection.subscribe("chat.lobby", () => {}, { since: 5 });
+  // @ts-expect-error: made by `subscribe` alone
+  new Subscription(connection, "chat.lobby");
   // @ts-expect-error: a number of events
   connection.subscribe("chat.lobby", () => {}, { rewind: "20" });
   // @ts-expect-error: no such field
@@ -124,6 +141,9 @@ export async function use(signal: AbortSignal): Promise<void> {
   handled.addEventListener("ended", ({ code, message }) => texts.push(code ?? "", message ?? ""));
   // @ts-expect-error: a position is no number
   handled.addEventListener("reset", ({ position }) => position.toFixed());
+  const ended = ({ code }: { code?: string }) => texts.push(code ?? "");
+  handled.addEventListener("ended", ended);
+  handled.removeEventListener("ended", ended);
   // @ts-expect-error: it may be null
   handled.position.length;
   handled.unsubscribe();
