@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,11 @@ def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on, and no connection takes meanwhile."""
     (port,) = steady_ports(1)
     return port
+
+
+def encrypted(port: int, tls: Sequence[str]) -> list[str]:
+    """Return lines by which everybody speaks TLS on the port; none without lines for `tls`."""
+    return ["port 0", f"tls-port {port}", "tls-replication yes", *tls] if tls else []
 
 
 class RedisServer:
