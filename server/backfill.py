@@ -25,8 +25,11 @@ def keep(hub: Hub, feed: Feed, history: History | None) -> None:
 
 async def _fill(hub: Hub, feed: Feed) -> None:
     sequence = feed.sequence
+    room = sequence.room()
+    if not room:
+        return
     try:
-        history = await hub.reads.newest(feed.channel, sequence.ring.maxlen or 0)
+        history = await hub.reads.after(feed.channel, sequence.bottom().offset - room, room)
     except BaseException:
         # Whoever reads next tries again.
         sequence.asked = False

@@ -30,10 +30,6 @@ class SharedReads:
             task.add_done_callback(lambda _done: self._under_way.pop(key, None))
         return await asyncio.shield(task)
 
-    async def newest(self, channel: str, limit: int) -> History | None:
-        """Return the newest `limit` kept events, read for the caller alone; else like `after`."""
-        return await self._broker.history(channel, limit=limit, newest=True)
-
     async def close(self) -> None:
         """Wait for the reads under way; may be called twice."""
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)

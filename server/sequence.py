@@ -57,7 +57,7 @@ class ChannelSequence:
         was overtaken by a fork, a purge or a new epoch adds nothing that is not of this sequence.
         """
         ring, floor = self.ring, self.floor
-        bottom = self._bottom()
+        bottom = self.bottom()
         reaches = bool(events) and events[-1].position.offset >= bottom.offset
         # A full ring would push out its newest event.
         room = self.room()
@@ -73,10 +73,11 @@ class ChannelSequence:
 
     def room(self) -> int:
         """Return how many more events, of those before it, the ring can take."""
-        above = self._bottom().offset - self.floor
+        above = self.bottom().offset - self.floor
         return max(0, min((self.ring.maxlen or 0) - len(self.ring), above))
 
-    def _bottom(self) -> Position:
+    def bottom(self) -> Position:
+        """Return the position before the first event of the ring; the top if that is empty."""
         return self.ring[0].before() if self.ring else self.top
 
     def at(self, offset: int) -> Position | None:

@@ -66,15 +66,6 @@ async def test_a_failure_is_told_to_all_and_not_kept() -> None:
         assert await reads.after(CHANNEL, 0, 10) is None
 
 
-async def test_the_newest_events_are_read_for_one_feed() -> None:
-    async with open_delivery_rig() as rig:
-        await rig.publish("a", "b", "c")
-        reads = SharedReads(rig.broker)
-        answer = await reads.newest(CHANNEL, 2)
-        assert answer is not None
-        assert [event.id for event in answer.events] == ["b", "c"]
-
-
 async def test_close_waits_for_what_is_under_way_whoever_still_wants_it() -> None:
     async with open_delivery_rig() as rig:
         reads = SharedReads(rig.broker)
