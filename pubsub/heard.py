@@ -109,6 +109,11 @@ class Acknowledged:
             elif last.epoch == position.epoch and last.offset > position.offset:
                 position = last
         self._channels[channel] = (position, now)
+        if before is None:
+            self._make_room(now)
+
+    def _make_room(self, now: float) -> None:
+        """Let a channel go for one that came."""
         oldest, (_position, when) = next(iter(self._channels.items()))
         if now - when > _KEEP_S:
             del self._channels[oldest]
