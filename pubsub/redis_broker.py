@@ -174,6 +174,11 @@ class RedisBroker:
         return self._watch.doubts
 
     @property
+    def acknowledgements_forgotten(self) -> int:
+        """How often an acknowledgement was forgotten within its minute: there were too many."""
+        return self._publishing.acknowledged.forgotten
+
+    @property
     def surprises(self) -> int:
         """How often Redis confirmed or ended a subscription unasked."""
         return self.listener.surprises

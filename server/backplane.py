@@ -152,6 +152,7 @@ class OverRedis:
     def counters(self) -> Mapping[str, int]:
         broker, control = self.broker, self.control
         return {
+            "acknowledgements_forgotten": broker.acknowledgements_forgotten,
             "circuit_openings": broker.circuit_openings,
             "doubts": broker.doubts,
             "history_reads": broker.history_reads,

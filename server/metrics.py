@@ -35,6 +35,9 @@ _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST"
 
 # What the broker counts, with its help.
 BROKER: Final = {
+    "acknowledgements_forgotten": (
+        "Acknowledged positions forgotten within their minute: there were too many channels."
+    ),
     "circuit_openings": "Times that Redis was given up for a while.",
     "doubts": "Times that a channel's top was not what was heard of it.",
     "history_reads": "Reads of a channel's history.",

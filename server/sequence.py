@@ -22,14 +22,15 @@ class ChannelSequence:
     """The top of a channel and its recent events, each chained to the one before.
 
     The ring holds the last `size` events without a gap, up to the top; never any at or below the
-    floor, nor of an earlier epoch.
+    floor, nor of an earlier epoch. `asked`: history was asked for all that the ring has room for.
     """
 
-    __slots__ = ("floor", "ring", "top")
+    __slots__ = ("asked", "floor", "ring", "top")
 
     def __init__(self, top: Position, size: int, floor: int = 0) -> None:
         self.top = top
         self.floor = floor
+        self.asked = False
         self.ring: deque[Event] = deque(maxlen=size)
 
     def judge(self, event: Event) -> Verdict:
@@ -48,6 +49,36 @@ class ChannelSequence:
         """Take events that chain to the top (judged before) and to each other."""
         self.ring.extend(events)
         self.top = events[-1].position
+
+    def backfill(self, events: Sequence[Event]) -> bool:
+        """Put before the ring what was read from history, as far as it chains and fits.
+
+        Returns whether `events` reach up to the ring. Each link is compared, so that a read which
+        was overtaken by a fork, a purge or a new epoch adds nothing that is not of this sequence.
+        """
+        ring, floor = self.ring, self.floor
+        bottom = self.bottom()
+        reaches = bool(events) and events[-1].position.offset >= bottom.offset
+        # A full ring would push out its newest event.
+        room = self.room()
+        for event in reversed(events):
+            if event.position.offset > bottom.offset:
+                continue
+            if not room or event.position != bottom or bottom.offset <= floor:
+                break
+            ring.appendleft(event)
+            bottom = event.before()
+            room -= 1
+        return reaches
+
+    def room(self) -> int:
+        """Return how many more events, of those before it, the ring can take."""
+        above = self.bottom().offset - self.floor
+        return max(0, min((self.ring.maxlen or 0) - len(self.ring), above))
+
+    def bottom(self) -> Position:
+        """Return the position before the first event of the ring; the top if that is empty."""
+        return self.ring[0].before() if self.ring else self.top
 
     def at(self, offset: int) -> Position | None:
         """Return the position at `offset`, if the ring or the top tells it."""
@@ -82,6 +113,7 @@ class ChannelSequence:
         self.top = top
         # What lies below is for the broker's history to tell, whatever was purged of it.
         self.floor = 0
+        self.asked = False
         self.ring.clear()
 
 

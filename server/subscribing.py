@@ -10,6 +10,7 @@ from pubsub.errors import PubSubError
 from pubsub.event import Event
 from pubsub.position import Position
 from pubsub.presence import Member, Members, PresenceStore
+from server.backfill import keep
 from server.closing import Closing
 from server.errors import Forbidden
 from server.feed import Feed, ResetNotice, State, encode_item
@@ -165,6 +166,7 @@ class Subscribing:
         if known is not None:
             return Start(since, True) if known == since else None
         history = await self._hub.reads.after(feed.channel, since.offset, _PIECE)
+        keep(self._hub, feed, history)
         if history is None or not history.events or not chained(since, history.events):
             return None
         return Start(since, True, history.events)
@@ -260,6 +262,7 @@ class Subscribing:
 
     async def _read(self, feed: Feed, at: Position) -> Sequence[Event]:
         history = await self._hub.reads.after(feed.channel, at.offset, _PIECE)
+        keep(self._hub, feed, history)
         return () if history is None else history.events
 
     def _send_piece(self, subscription: Subscription, at: Position, piece: Sequence[Event]) -> bool:

@@ -250,6 +250,9 @@ def test_alerts_are_about_metrics_that_there_are() -> None:
     known = set(re.findall(r"^# TYPE (\S+) ", body.decode(), re.MULTILINE)) | {"up"}
     (group,) = read("alerts.yml")["groups"]
     assert group["rules"]
+    for what in ("alert", "expr"):
+        each = [rule[what] for rule in group["rules"]]
+        assert len(set(each)) == len(each), "two of them say the same"
     for rule in group["rules"]:
         found = re.findall(r"\b(?:galecast|process)_[a-z_]+|\bup\b", rule["expr"])
         assert found

@@ -6,12 +6,15 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from fleet import Fleet
+from fleet import TIMES, Fleet
 from fleet_clients import KINDS, Follower, WebSocketFollower, following, until
 from fleet_publishers import all_came, publishing
 
 CHANNELS = ("orders.eu", "orders.us")
 ROOM = ("chat.lobby",)
+_LEASE_S = float(TIMES["GALECAST_BROKER_LEASE_S"])
+# From the crash: the lease, a heartbeat of the others, who sweep then, and a margin.
+LEAVE_S = _LEASE_S + _LEASE_S / 3 + 2.0
 
 
 @pytest.mark.timeout(seconds=90)
@@ -40,9 +43,11 @@ async def test_its_clients_miss_nothing_and_the_others_notice_nothing(fleet: Fle
             victim.signal(signal.SIGSTOP)
             await until(lambda: sum(each.stuck for each in keyed) >= 2)
             await until(lambda: sum(each.stuck for each in patient) >= 2)
+            left = asyncio.create_task(until(lambda: not seen(spared, dead), LEAVE_S))
             await asyncio.to_thread(victim.kill)
+            # What the dead node entered goes within the time of its lease; below: and nothing else.
+            await left
             await until(lambda: all(one.live and one.node != victim.name for one in hit))
-            # Leases: what the dead node entered goes, and so does no other.
             room = [one.channels[ROOM[0]] for one in people]
             await until(lambda: all(followed.members == present(people) for followed in room))
             assert not dead & present(people)
@@ -58,6 +63,13 @@ async def test_its_clients_miss_nothing_and_the_others_notice_nothing(fleet: Fle
         assert [one.lost for one in hit] == [1] * len(hit)
         assert [one.nodes for one in spared if one.lost or one.refused or len(one.nodes) > 1] == []
         assert [one for one in people if one.channels[ROOM[0]].cuts or one.unexpected] == []
+
+
+def seen(spared: list[Follower], dead: set[str]) -> set[str]:
+    """Return who of the dead stands in the room still, for those whose node lives."""
+    rooms = [one.channels[ROOM[0]].members for one in spared if ROOM[0] in one.channels]
+    assert rooms, "everybody was at the node that died"
+    return dead & set().union(*rooms)
 
 
 def present(people: list[Follower]) -> set[str]:

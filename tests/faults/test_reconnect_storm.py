@@ -1,4 +1,4 @@
-"""A node dies and all of its sessions come back elsewhere at once: Redis must not feel it."""
+"""A node dies and all of its sessions come back elsewhere: Redis must not feel it."""
 
 import json
 import os
@@ -14,6 +14,8 @@ from http.client import HTTPConnection
 from signal import SIGKILL
 from typing import Any, Final
 
+import pytest
+
 from processes import ServerProcess
 from redis_server import RedisServer
 
@@ -28,11 +30,12 @@ TRY_AGAIN_S: Final = 5.0
 
 
 def sessions() -> int:
-    """10,000, or as many as this machine lets a process open."""
+    """10,000, or as many as this machine lets a process open; fewer are a failure if strict."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     most = SESSIONS if hard == resource.RLIM_INFINITY else min(SESSIONS, hard - SPARE_FILES)
-    assert most >= 1_000, f"only {hard} files may be open"
+    strict = os.environ.get("TEST_STRICT", "") not in ("", "0")
+    assert most >= (SESSIONS if strict else 1_000), f"only {hard} files may be open"
     return most
 
 
@@ -42,6 +45,8 @@ def node(redis: RedisServer) -> ServerProcess:
         # All come within a second or two, and the machine may be busy with other things.
         "GALECAST_BROKER_CALL_TIMEOUT_S": "30",
         "GALECAST_SESSION_CONNECT_TIMEOUT_S": "120",
+        # These clients answer no ping, and to let all come may take a busy machine longer.
+        "GALECAST_SESSION_PING_S": "600",
         "GALECAST_LIMITS_CONNECTIONS_PER_ADDRESS": "0",
         "GALECAST_LIMITS_HTTP_CONNECTIONS_PER_ADDRESS": "0",
         "GALECAST_LIMITS_HANDSHAKES_PER_S": "0",
@@ -181,21 +186,31 @@ class Session:
             self.sock = None
 
 
-def bring(everyone: Sequence[Session], ports: Sequence[int], ids: list[str]) -> None:
-    """Connect all at once, in turn to `ports`, and wait until each has just `ids`."""
+def bring(
+    everyone: Sequence[Session], ports: Sequence[int], ids: list[str], spread_s: float = 0.0
+) -> None:
+    """Connect all within `spread_s`, in turn to `ports`, and wait until each has just `ids`."""
     waiting = set(range(len(everyone)))
     with selectors.DefaultSelector() as selector:
 
         def dial(number: int) -> None:
-            sock = everyone[number].dial(ports[number % len(ports)])
+            # Each channel is on each node.
+            sock = everyone[number].dial(ports[number // CHANNELS % len(ports)])
             selector.register(sock, selectors.EVENT_WRITE, number)
 
-        for number in range(len(everyone)):
-            dial(number)
-        deadline = time.monotonic() + PATIENCE_S
+        began = time.monotonic()
+        deadline = began + spread_s + PATIENCE_S
+        look_again = 0.0
+        dialled = 0
         while waiting:
-            assert time.monotonic() < deadline, f"{len(waiting)} sessions still wait"
-            for key, mask in selector.select(1.0):
+            now = time.monotonic()
+            assert now < deadline, f"{len(waiting)} sessions still wait"
+            part = (now - began) / spread_s if spread_s else 1.0
+            due = min(len(everyone), 1 + int(part * len(everyone)))
+            for number in range(dialled, due):
+                dial(number)
+            dialled = due
+            for key, mask in selector.select(1.0 if dialled == len(everyone) else 0.01):
                 number = key.data
                 session = everyone[number]
                 try:
@@ -210,16 +225,24 @@ def bring(everyone: Sequence[Session], ports: Sequence[int], ids: list[str]) -> 
                     continue
                 if session.position and session.ids == ids:
                     waiting.discard(number)
-            late = time.monotonic() - TRY_AGAIN_S
-            for late_one in [n for n in waiting if everyone[n].dialled < late]:
+            if now < look_again:
+                continue
+            look_again = now + TRY_AGAIN_S / 10
+            late = now - TRY_AGAIN_S
+            for late_one in [n for n in waiting if n < dialled and everyone[n].dialled < late]:
                 sock = everyone[late_one].sock
                 if sock is not None and not everyone[late_one].open:
                     selector.unregister(sock)
                     dial(late_one)
 
 
-def test_ten_thousand_sessions_come_back_and_redis_is_asked_a_few_times() -> None:
-    """Events that were missed are read once for each channel and node, not for each session."""
+@pytest.mark.parametrize("spread_s", [0.0, 5.0], ids=["at once", "spread"])
+def test_ten_thousand_sessions_come_back_and_redis_is_asked_a_few_times(spread_s: float) -> None:
+    """Events that were missed are read once for each channel and node, not for each session.
+
+    Those who come at once share a read. Spread over seconds, as clients are told to come, each read
+    for itself, since what the first one read was kept for nobody.
+    """
     everyone = [Session(number) for number in range(sessions())]
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(tcp=False))
@@ -233,14 +256,16 @@ def test_ten_thousand_sessions_come_back_and_redis_is_asked_a_few_times() -> Non
             missed = [f"e{number}" for number in range(MISSED)]
             publish(others[0], missed)
             reads, calls = sum(map(history_reads, others)), script_calls(redis)
-            bring(everyone, [server.port for server in others], missed)
+            bring(everyone, [server.port for server in others], missed, spread_s)
             reads = sum(map(history_reads, others)) - reads
             calls = script_calls(redis) - calls
             assert all(session.ids == missed and not session.resets for session in everyone)
             print(f"{reads} reads of history, {calls} calls of scripts")
-            # One for each channel and node would do; some are shared by those who came later.
-            assert 0 < reads <= CHANNELS * len(others) * 4, reads
-            assert calls < len(everyone) / 5, calls
+            # One for each channel and node would do.
+            assert 0 < reads <= CHANNELS * len(others) * 2, reads
+            # Entries into presence that come at once are joined, others are a call each.
+            entries = len(everyone) if spread_s else 0
+            assert calls < entries + len(everyone) / 5, calls
             # What comes now reaches them all, where they are.
             publish(others[1], ["last"])
             follow(everyone, [*missed, "last"])

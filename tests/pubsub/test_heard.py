@@ -94,6 +94,25 @@ def test_rule_6_acknowledgements_are_bounded() -> None:
     for number, channel in enumerate("xyxz"):
         acknowledged.add(channel, at(number), 1.0)
     assert [channel for channel, _ in acknowledged.recent(1.0)] == ["x", "z"]
+    assert acknowledged.forgotten == 1
+
+
+def test_rule_6_what_is_long_past_makes_room_and_is_not_counted() -> None:
+    acknowledged = Acknowledged(most=2)
+    acknowledged.add("x", at(1), 0.0)
+    acknowledged.add("y", at(1), 1.0)
+    acknowledged.add("z", at(1), 60.5)
+    acknowledged.add("x", at(2), 121.5)
+    assert acknowledged.forgotten == 0
+    assert acknowledged.recent(61.0) == [("z", at(1)), ("x", at(2))]
+
+
+def test_rule_6_what_does_not_fit_of_many_losses_is_counted() -> None:
+    acknowledged = Acknowledged(most=1)
+    for number in range(6):
+        acknowledged.add(f"x{number}", at(1), 1.0)
+        acknowledged.seal()
+    assert acknowledged.forgotten == 2
 
 
 def test_rule_6_a_known_event_of_an_older_epoch_replaces_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from redis.exceptions import ClusterDownError, ConnectionError, ResponseError, T
 
 from broker_rig import Notes, accepted, draft, drafts, ids, redis_broker
 from muting_proxy import MutingProxy
+from nginx import Issuer
 from pubsub.errors import BrokerUnavailable, NotReplicated
 from pubsub.event import Draft, Published
 from pubsub.redis_broker import RedisBroker
@@ -658,3 +660,69 @@ async def test_a_cluster_is_what_its_address_says() -> None:
     with pytest.raises(ConnectionError):
         await made.ask([("PING",)])
     await made.close()
+
+
+# ---- TLS
+
+
+@AWAY
+@ALL_AWAY
+@REFUSED
+async def test_everything_over_tls(tmp_path: Path) -> None:
+    """All masters are met, a slot that moves is followed, and a replica that takes over."""
+    issuer = Issuer(tmp_path, "tests")
+    certificate, key = issuer.issue("redis")
+    lines = [
+        f"tls-ca-cert-file {issuer.certificate}",
+        f"tls-cert-file {certificate}",
+        f"tls-key-file {key}",
+        "tls-auth-clients no",
+    ]
+    with RedisCluster(replicas=True, tls=lines) as cluster:
+        url = f"{cluster.url}?tls=true&ca_file={issuer.certificate}"
+        async with open_broker(cluster, notes := Notes(), url=url, interval_s=0.5) as broker:
+            places = homes(cluster, broker.keys)
+            assert set(places) == set(cluster.masters)
+            names = [name for channels_there in places.values() for name in channels_there]
+            for name in names:
+                await broker.subscribe(name)
+            for answer in await publish_each(broker, "a", names):
+                accepted(answer)
+            await until(lambda: all(notes.events(name) for name in names))
+
+            moving = names[0]
+            record = broker.keys.record(moving)
+            target = cluster.another(cluster.owner(record))
+            assert await asyncio.to_thread(cluster.migrate, record, target) > 0
+            await published(broker, draft("b", moving))
+            await until(lambda: ids(notes.events(moving)) == [f"a-{moving}", "b"])
+
+            dying = cluster.masters[-1]
+            name = places[dying][-1]
+            dying.wait_for(cluster.replicas[-1])
+            await asyncio.to_thread(dying.kill)
+            await published(broker, draft("c", name))
+            await until(lambda: ids(notes.events(name))[-1] == "c", 30.0)
+            assert cluster.owner(broker.keys.record(name)) is cluster.replicas[-1]
+            assert notes.kinds(name) == ["events", "events"]
+            await until(lambda: broker.problem() is None, 30.0)
+
+
+@ALL_AWAY
+async def test_a_cluster_whose_certificate_nobody_signed_is_not_spoken_to(tmp_path: Path) -> None:
+    issuer, stranger = Issuer(tmp_path, "tests"), Issuer(tmp_path, "stranger")
+    certificate, key = issuer.issue("redis")
+    lines = [
+        f"tls-ca-cert-file {issuer.certificate}",
+        f"tls-cert-file {certificate}",
+        f"tls-key-file {key}",
+        "tls-auth-clients no",
+    ]
+    with RedisCluster(tls=lines) as cluster:
+        url = f"{cluster.url}?tls=true&ca_file={stranger.certificate}"
+        broker = redis_broker(cluster, url=url, interval_s=0.05)
+        broker.bind(Notes())
+        await broker.start()
+        await until(lambda: broker.circuit_openings)
+        assert broker.problem() is not None
+        await broker.close()

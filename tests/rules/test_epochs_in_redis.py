@@ -7,6 +7,7 @@ import time
 import pytest
 
 from broker_rig import Clock, Notes, accepted, draft, drafts, ids
+from pubsub.heard import Acknowledged
 from pubsub.position import Position, start
 from pubsub.redis_check import look_at
 from pubsub.redis_client import connect
@@ -206,6 +207,17 @@ async def test_rule_06_what_was_acknowledged_as_a_duplicate_is_compared_too(
             while (now := await top_of(broker)) == top:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert now == start(now.epoch, 2)
+
+
+def test_rule_06_a_hundred_thousand_channels_are_remembered_and_what_is_not_is_counted() -> None:
+    """The bound was 10,000 and silent: beyond it a lost tail could pass unnoticed."""
+    acknowledged = Acknowledged()
+    for number in range(100_000):
+        acknowledged.add(f"c{number}", start("a" * 16, number), number / 2_000)
+    assert acknowledged.forgotten == 0
+    assert len(acknowledged.recent(50.0)) == 100_000
+    acknowledged.add("one more", start("a" * 16), 50.0)
+    assert acknowledged.forgotten == 1
 
 
 async def test_rule_06_probes_are_not_taken_for_what_was_acknowledged(

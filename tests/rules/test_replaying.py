@@ -228,6 +228,29 @@ async def test_rule_13_what_has_to_be_read_is_read_once_for_all_who_wait_for_it(
         assert rig.broker.calls["history"] <= 5
 
 
+@pytest.mark.parametrize(("missed", "reads"), [(40, 1), (100, 1), (250, 3)])
+async def test_rule_13_who_comes_later_is_served_by_what_was_read_for_the_first(
+    missed: int, reads: int
+) -> None:
+    """A node died, and its sessions came back one after another, as they are told to: each read
+    history at the broker, since a feed that begins late began with an empty ring and kept it so.
+    """
+    async with open_delivery_rig() as rig:
+        since = (await rig.publish("seen"))[-1]
+        names = await rig.publish_many(missed)
+        rig.broker.calls.clear()
+        clients = [rig.session() for _ in range(30)]
+        for client in clients:
+            assert (await client.subscribe(since=str(since)))["recovered"] is True
+            await until(lambda client=client: client.attached)  # type: ignore[misc]
+            assert client.ids() == names
+        assert 1 <= rig.broker.calls["history"] <= reads
+        assert rig.broker.calls["subscribe"] == 1
+        await rig.publish("live")
+        await rig.live()
+        assert all(client.ids() == [*names, "live"] for client in clients)
+
+
 async def test_rule_14_a_stream_of_several_channels_composes_its_own_cursor() -> None:
     async with open_delivery_rig() as rig:
         channels = ["a.one", "a.two"]

@@ -77,6 +77,21 @@ async def test_rule_13_a_wave_of_reconnects_reads_nothing_from_redis(server: Red
         assert node.broker.history_reads == read
 
 
+async def test_rule_13_a_node_that_opens_the_feed_late_reads_redis_for_the_first_session_only(
+    server: RedisServer, keys: RedisKeys
+) -> None:
+    async with open_redis_node(server, keys=keys) as dead:
+        since = (await dead.subscribe()).of("subscribed")[0]["position"]
+        names = [f"x{number}" for number in range(250)]
+        await dead.publish(*names)
+    async with open_redis_node(server, keys=keys) as node:
+        read = node.broker.history_reads
+        for _ in range(20):
+            client = await node.subscribe(since=since)
+            await until(lambda client=client: client.ids() == names)  # type: ignore[misc]
+        assert 1 <= node.broker.history_reads - read <= 4
+
+
 async def test_rule_13_what_the_ring_lacks_is_read_from_redis_once_for_all(
     server: RedisServer,
 ) -> None:

