@@ -21,7 +21,10 @@ class Kept(msgspec.Struct, frozen=True, gc=False):
 
 
 class Purged(msgspec.Struct, frozen=True):
-    """The events of a channel up to and including `floor` are to be deleted."""
+    """The events of a channel up to and including `floor` are to be deleted.
+
+    Those are all that were written before it, but for later ones of the floor's own epoch.
+    """
 
     channel: str
     floor: Position
@@ -62,8 +65,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 class Archive(Protocol):
     """Keeps events for good, or for a time. The key is channel, epoch, offset and check.
 
-    Every call may raise ArchiveUnavailable, after `call_timeout_s` at the latest. Safe to cancel;
-    a write that was cancelled may still be done.
+    Every call may raise ArchiveUnavailable, after `call_timeout_s` at the latest; only `start` may
+    take longer, for as long as a migration does. Safe to cancel; a write that was cancelled may
+    still be done.
     """
 
     async def start(self) -> None:
@@ -75,7 +79,7 @@ class Archive(Protocol):
 
         Safe to repeat, also after later entries: an event that is there stays as it is, and one
         at or below the floor of a purge stays away. All of the entries or, where the database
-        cannot, a leading part of them.
+        cannot, a part of them, which the same write again completes.
         """
         ...
 

@@ -6,6 +6,7 @@ PubSubError
 ├── TooManyChannels     the broker keeps no further channel
 ├── PositionRejected    a text is not a position (also a ValueError)
 ├── ArchiveUnavailable  the archive cannot be reached, or did not answer in time; try again
+│   └── ArchiveRefused   the archive is not one that this version can use; trying again is no use
 ├── ArchiveUrlRejected  a text is not the address of an archive (also a ValueError)
 ├── RedisUrlRejected    a text is not the address of a Redis (also a ValueError)
 └── JunkReceived        bytes from the backplane that no node wrote (also a ValueError)
@@ -37,6 +38,10 @@ class PositionRejected(PubSubError, ValueError):
 
 class ArchiveUnavailable(PubSubError):
     """The archive cannot be reached or missed the deadline; a write may have been done."""
+
+
+class ArchiveRefused(ArchiveUnavailable):
+    """The archive was written by a later version, or by something else; it stays as it is."""
 
 
 class ArchiveUrlRejected(PubSubError, ValueError):
