@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pymongo
 import pytest
@@ -18,6 +18,8 @@ from pubsub.event import Event
 from pubsub.mongo_archive import MongoArchive
 from pubsub.position import Position, chain, start
 from pubsub.sqlite_archive import SqliteArchive
+
+A = TypeVar("A", bound=Archive)
 
 EPOCH = "00000000000000e1"
 LATER_EPOCH = "00000000000000e2"
@@ -51,7 +53,7 @@ class OpenArchive(Protocol):
 
 
 @asynccontextmanager
-async def started(archive: Archive) -> AsyncIterator[Archive]:
+async def started(archive: A) -> AsyncIterator[A]:
     """Start an archive, and close it again."""
     try:
         await archive.start()
