@@ -1,10 +1,10 @@
 """Where is an event kept? This file: the archive in an SQLite database, and the ledger in it."""
 
 import os
+import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from pubsub.sqlite_reading import (
     read_records,
     read_unarchived,
 )
-from pubsub.sqlite_schema import migrate
+from pubsub.sqlite_schema import migrate, transaction
 from pubsub.sqlite_thread import SqliteThread
 from pubsub.sqlite_writing import Writing, read_record
 
@@ -121,7 +121,7 @@ class SqliteArchive:
 
     def _write(self, entries: Sequence[Entry], connection: sqlite3.Connection) -> None:
         writing = self._writing(connection)
-        with _transaction(connection):
+        with transaction(connection):
             writing.write(entries)
             writing.finish()
         if writing.purged:
@@ -133,7 +133,7 @@ class SqliteArchive:
 
     def _begin(self, record: LedgerRecord, connection: sqlite3.Connection) -> None:
         writing = self._writing(connection)
-        with _transaction(connection):
+        with transaction(connection):
             writing.begin(record)
             writing.finish()
 
@@ -141,7 +141,7 @@ class SqliteArchive:
         return Writing(connection, keep_ids_ms=self._keep_ids_ms, now_ms=self._clock_ms())
 
     def _sweep(self, now_ms: int, limit: int, connection: sqlite3.Connection) -> int:
-        with _transaction(connection):
+        with transaction(connection):
             deleted = self._sweep_events(connection, now_ms, limit)
             self._sweep_records(connection, now_ms, limit)
         return deleted
@@ -168,19 +168,6 @@ class SqliteArchive:
             connection.executemany(f"DELETE FROM {table} WHERE channel = ?", gone)  # noqa: S608
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk may have ended it already.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _connect(path: str, timeout_s: float) -> sqlite3.Connection:
     # A folder that is missing is not made: it may be a volume that is not there yet.
     connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
@@ -200,7 +187,7 @@ def _open_writer(path: str, timeout_s: float) -> sqlite3.Connection:
     connection = _connect(path, timeout_s)
     try:
         migrate(connection)
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        mode = _use_log(connection, timeout_s)
         if mode != "wal":
             raise ArchiveRefused(f"the file system takes no write-ahead log, only {mode!a}")
         connection.execute("PRAGMA synchronous = FULL")
@@ -210,6 +197,20 @@ def _open_writer(path: str, timeout_s: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _use_log(connection: sqlite3.Connection, timeout_s: float) -> str:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            return mode
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here when two processes make the same file.
+            busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.01))  # noqa: S311
 
 
 def _open_reader(path: str, timeout_s: float) -> sqlite3.Connection:

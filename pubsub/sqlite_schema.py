@@ -1,6 +1,8 @@
 """Where is an event kept? This file: the tables of an SQLite archive, and how they came to be."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pubsub.errors import ArchiveRefused
@@ -64,24 +66,35 @@ def migrate(
 
     Raises ArchiveRefused for a database of a later version or of another program.
     """
-    if _version(connection, len(migrations)) == len(migrations):
+    with transaction(connection, "BEGIN"):
+        version = _version(connection, len(migrations))
+    if version == len(migrations):
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         # Another process may have done it meanwhile.
         version = _version(connection, len(migrations))
         for statements in migrations[version:]:
             for statement in statements:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """Do what is done within it as one: all of it, or nothing when an error ends it."""
+    connection.execute(begin)
+    try:
+        yield
         connection.execute("COMMIT")
     except BaseException:
+        # A full disk may have ended it already.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
 
 
 def _version(connection: sqlite3.Connection, newest: int) -> int:
+    # Within a transaction, lest a file that another process makes looks like half of one.
     version = _pragma(connection, "user_version")
     if _pragma(connection, "application_id") != APPLICATION_ID:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

@@ -60,17 +60,20 @@ async def test_a_killed_server_is_unavailable_and_available_again(server: MongoS
     found = events(200)
     async with started(MongoArchive(server.url, "galecast", call_timeout_s=1.0)) as archive:
         acknowledged = 0
-        kill = asyncio.get_running_loop().run_in_executor
-        killing: asyncio.Future[None] | None = None
-        with pytest.raises(ArchiveUnavailable):
+
+        async def write() -> None:
+            nonlocal acknowledged
             for begin in range(0, 200, 5):
-                if begin == 50:
-                    killing = kill(None, server.kill)
                 await archive.write(kept(found[begin : begin + 5]))
                 acknowledged = begin + 5
-            await archive.write(kept(found))
-        assert killing is not None
-        await killing
+
+        writing = asyncio.create_task(write())
+        while acknowledged < 50:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.to_thread(server.kill)
+        # It had written all of them if the kill was slow.
+        await asyncio.gather(writing, return_exceptions=True)
+        assert writing.exception() is None or isinstance(writing.exception(), ArchiveUnavailable)
         with pytest.raises(ArchiveUnavailable) as caught:
             await archive.read(Query(channel="a.b", limit=1))
         said = "".join(traceback.format_exception(caught.value))

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -125,13 +125,17 @@ def test_a_migration_that_fails_changes_nothing(path: str) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 
-async def test_two_may_make_the_database_at_once(path: str) -> None:
-    archives = [archive_at(path) for _ in range(4)]
-    await asyncio.gather(*(archive.start() for archive in archives))
-    await asyncio.gather(*(archive.write(kept(events(5))) for archive in archives))
-    for archive in archives:
-        await archive.close()
-    assert ask(path, "SELECT count(*) FROM events") == [(5,)]
+async def test_several_may_make_the_database_at_once(path: str) -> None:
+    """One saw the file before and after another had made it, and took it for a stranger's."""
+    for number in range(10):
+        async with AsyncExitStack() as stack:
+            place = f"{path}.{number}"
+            archives = [archive_at(place) for _ in range(4)]
+            for archive in archives:
+                stack.push_async_callback(archive.close)
+            await asyncio.gather(*(archive.start() for archive in archives))
+            await asyncio.gather(*(archive.write(kept(events(5))) for archive in archives))
+        assert ask(place, "SELECT count(*) FROM events") == [(5,)]
 
 
 # ---- writing
