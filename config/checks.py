@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from config.patterns import Pattern
 from config.rules import Action, check_actions
@@ -28,6 +28,10 @@ REDIS_SCHEMES: Final = (
     "redis+cluster://",
 )
 
+NO_ARCHIVE: Final = "none"
+SQLITE_SCHEME: Final = "sqlite://"
+MONGO_SCHEMES: Final = ("mongodb://", "mongodb+srv://")
+
 MIN_SECRET_BYTES: Final = 32
 MOST_NODE: Final = 64
 ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
@@ -42,6 +46,13 @@ _is_prefix = re.compile(r"[A-Za-z0-9_.:-]{1,64}").fullmatch
 # A colon with no port behind it, outside of an IPv6 address.
 _has_odd_port = re.compile(r":(?!\d*(?:,|$))").search
 _bracketed = re.compile(r"\[[^\]]*\]")
+# Owner, hosts, database and options, of what stands behind a MongoDB's scheme.
+_split_mongo = re.compile(r"(?:([^@/?#]*)@)?([^@/?#]*)(?:/([^/?#@]*))?(?:\?([^?#@]*))?").fullmatch
+_is_mongo_host = re.compile(
+    r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?"
+).fullmatch
+# What MongoDB refuses in a database's name, on any system.
+_is_mongo_database = re.compile(r"[^/\\. \"$*<>:|?\0]{1,63}").fullmatch
 _is_node = re.compile(rf"[A-Za-z0-9_~@:=.-]{{0,{MOST_NODE}}}").fullmatch
 
 
@@ -114,6 +125,8 @@ def mask_url(text: str) -> str:
 
     Also of one that is written wrongly, since it stands in the refusal.
     """
+    if text == NO_ARCHIVE:
+        return text
     scheme, colon, rest = text.partition("://")
     if not colon:
         return "***"
@@ -131,10 +144,57 @@ def mask_url(text: str) -> str:
 
 
 def check_archive_url(value: str) -> str:
-    """Return the archive's address."""
-    if value != "none":
-        raise ValueError("this archive is not available in this version")
+    """Return the archive's address; what is said of a wrong one never repeats it.
+
+    The path of an SQLite database stands behind `sqlite:///` as it is, so that an absolute one
+    makes four slashes: the convention of SQLAlchemy.
+    """
+    if value == NO_ARCHIVE:
+        return value
+    if value.startswith("sqlite:"):
+        _check_sqlite_url(value)
+    elif value.startswith(MONGO_SCHEMES):
+        _check_mongo_url(value)
+    else:
+        raise ValueError("unknown scheme")
     return value
+
+
+def _check_sqlite_url(value: str) -> None:
+    place = value.removeprefix(SQLITE_SCHEME)
+    if place == value or not place.startswith("/"):
+        raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path")
+    path = place[1:]
+    if not path:
+        raise ValueError("the path is missing")
+    if path == ":memory:":
+        raise ValueError("an archive in memory keeps nothing")
+    if "?" in path or "#" in path:
+        raise ValueError("a path to SQLite takes no options, so no ? or # either")
+    if not path.isprintable() or path.endswith("/"):
+        raise ValueError("the path is not one of a file")
+
+
+def _check_mongo_url(value: str) -> None:
+    scheme, _, rest = value.partition("://")
+    found = _split_mongo(rest)
+    if found is None:
+        raise ValueError("not scheme://[user:password@]host/database; is the password encoded?")
+    owner, hosts, database, _ = found.groups()
+    if owner is not None and not re.fullmatch(r"[^:]+(:[^:]*)?", owner):
+        raise ValueError("the user is missing, or a : in it or in the password is not encoded")
+    for host in hosts.split(","):
+        match = _is_mongo_host(host)
+        if match is None:
+            raise ValueError("a host is missing or is none")
+        if match[1] and not 1 <= int(match[1]) <= 65_535:
+            raise ValueError("a port is not one")
+    if scheme == "mongodb+srv" and ("," in hosts or ":" in hosts):
+        raise ValueError("mongodb+srv takes one host and no port")
+    if not database:
+        raise ValueError("the database is missing: mongodb://host/database")
+    if not _is_mongo_database(unquote(database)):
+        raise ValueError("the database has no valid name")
 
 
 def check_secret(value: str) -> str:

@@ -147,8 +147,20 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Durable storage of events."""
 
     url: Annotated[
-        str, says("Address of the archive.", check=checks.check_archive_url, allowed='"none"')
-    ] = "none"
+        str,
+        says(
+            "Address of the archive. The path of an SQLite database is relative to the working "
+            "folder, or absolute with four slashes.",
+            mask=checks.mask_url,
+            check=checks.check_archive_url,
+            allowed='"none", "sqlite:///path" or "mongodb://[user:password@]host/database", also '
+            "with mongodb+srv",
+        ),
+    ] = checks.NO_ARCHIVE
+
+    def __repr__(self) -> str:
+        # The address may hold a password.
+        return f"ArchiveSettings(url={checks.mask_url(self.url)!r})"
 
 
 class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):

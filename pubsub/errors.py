@@ -5,6 +5,9 @@ PubSubError
 ├── NotReplicated       published, but on too few replicas; try again with the same id
 ├── TooManyChannels     the broker keeps no further channel
 ├── PositionRejected    a text is not a position (also a ValueError)
+├── ArchiveUnavailable  the archive cannot be reached, or did not answer in time; try again
+│   └── ArchiveRefused   the archive is not one that this version can use; trying again is no use
+├── ArchiveUrlRejected  a text is not the address of an archive (also a ValueError)
 ├── RedisUrlRejected    a text is not the address of a Redis (also a ValueError)
 └── JunkReceived        bytes from the backplane that no node wrote (also a ValueError)
 """
@@ -31,6 +34,18 @@ class TooManyChannels(PubSubError):
 
 class PositionRejected(PubSubError, ValueError):
     """A text that should be a position is none."""
+
+
+class ArchiveUnavailable(PubSubError):
+    """The archive cannot be reached or missed the deadline; a write may have been done."""
+
+
+class ArchiveRefused(ArchiveUnavailable):
+    """The archive was written by a later version, or by something else; it stays as it is."""
+
+
+class ArchiveUrlRejected(PubSubError, ValueError):
+    """A text that should be the address of an archive is none."""
 
 
 class RedisUrlRejected(PubSubError, ValueError):

@@ -133,7 +133,7 @@ def test_make_knows_the_targets() -> None:
     assert commands
     for command in commands:
         done = subprocess.run(
-            ["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True
+            ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

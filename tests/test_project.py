@@ -1,6 +1,7 @@
 """The files around the code say the same thing: locks, image, hooks and CI."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -154,10 +155,12 @@ def test_the_workflow_runs_what_a_person_can_run() -> None:
     workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text()
     assert re.findall(r"run: (.*)", workflow) == [".ci/run"]
     assert "permissions:\n  contents: read\n" in workflow
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & 0o111 == 0o111
-    text = script.read_text()
-    assert "set -euo pipefail" in text
+    for name in ("run", "ferretdb"):
+        script = ROOT / ".ci" / name
+        assert script.stat().st_mode & 0o111 == 0o111
+        assert "set -euo pipefail" in script.read_text()
+        subprocess.run(["bash", "-n", script], check=True)
+    text = (ROOT / ".ci" / "run").read_text()
     assert "TEST_STRICT=1" in text
     assert "make check" in text
 
