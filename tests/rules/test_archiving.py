@@ -7,6 +7,7 @@ import pytest
 from archive_rig import ARCHIVED, StandIn, open_archiving_node
 from broker_rig import Notes, draft, drafts
 from config.rules import ChannelRule
+from pubsub.archive import Unarchived
 from pubsub.redis_archive_queue import RedisArchiveQueue
 from pubsub.redis_keys import RedisKeys
 from redis_rig import open_broker, until
@@ -155,14 +156,19 @@ async def test_rule_27_a_gap_is_told_before_later_events(
     async with open_archiving_node(
         server, archive, keys=keys, archive_queue_max=3, archiving=False
     ) as node:
+        queue = keys.queue(node.queue.partition("a.b"))[0]
         await node.publish(*drafts("x", 4))
-        server.ask("XTRIM", keys.queue(node.queue.partition("a.b"))[0], "MAXLEN", 0)
-        await node.publish(*drafts("y", 4))
+        server.ask("XTRIM", queue, "MAXLEN", 2)
+        # Room for one entry, and that is not the gap's and this event's.
+        await node.publish(draft("y"))
+        server.ask("XTRIM", queue, "MAXLEN", 0)
+        await node.publish(*drafts("z", 4))
         await node.archivist.start()
         await node.flushed()
-        told = [getattr(entry, "first", None) for entry in archive.log]
-        assert told == [4, None, None, 7]
-        assert archive.ids() == ["y1", "y2"]
+        told = [(e.first, e.last) for e in archive.log if isinstance(e, Unarchived)]
+        assert told == [(4, 5), (8, 9)]
+        assert archive.ids() == ["z1", "z2"]
+        assert isinstance(archive.log[0], Unarchived)
 
 
 async def test_rule_17_the_keys_of_the_archives_queue_are_there_and_stay(
