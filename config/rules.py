@@ -75,6 +75,19 @@ class ChannelRule(msgspec.Struct, frozen=True, kw_only=True):
             high=31_536_000,
         ),
     ] = 300.0
+    archive: Annotated[bool, says("Keep events in the archive too, which `archive.url` names.")] = (
+        False
+    )
+    archive_ttl_s: Annotated[
+        float,
+        says(
+            "How long the archive keeps events.",
+            unit="s",
+            zero="for good",
+            low=0,
+            high=3_153_600_000,
+        ),
+    ] = 0.0
     presence: Annotated[bool, says("Keep a list of the sessions in a channel.")] = False
     client_publish: Annotated[
         bool, says("Take publishes from clients that have the grant; services always may.")

@@ -33,13 +33,22 @@ class Sink(Protocol):
 
 
 class HistoryRule(Protocol):
-    """What the broker asks of a channel's rule; zero in either keeps nothing."""
+    """What the broker asks of a channel's rule; zero in size or time keeps no history.
+
+    `archive` says that events are archived as well, for `archive_ttl_s` (0: for good).
+    """
 
     @property
     def history_size(self) -> int: ...
 
     @property
     def history_ttl_s(self) -> float: ...
+
+    @property
+    def archive(self) -> bool: ...
+
+    @property
+    def archive_ttl_s(self) -> float: ...
 
 
 class HistoryRules(Protocol):

@@ -11,6 +11,8 @@
 --   leased              when the last lease of a subscribed node ends (0: none), in ms
 --   listed              1 while the channel stands among the active ones
 --   lapses              when the record is no more, in ms
+--   archive             1: its events go to the archive, 2: they did once, 0: never (or absent)
+--   archive_ttl         how long the archive keeps them (0, or absent: for good), in ms
 --   n:<node>            when the lease of that node ends, in ms
 -- What is shown and what has lapsed follows from these times. The times to live of the keys only
 -- free memory.
@@ -20,8 +22,10 @@
 
 local FIELDS = {
   'epoch', 'check', 'offset', 'time', 'floor', 'hidden', 'skipped', 'size', 'ttl', 'revision',
-  'expires', 'leased', 'listed', 'lapses',
+  'expires', 'leased', 'listed', 'lapses', 'archive', 'archive_ttl',
 }
+-- From this one on they may be absent: nodes that knew no archive did not write them.
+local LATER = 15
 -- Repair needs some events, and some time, whatever the rule shows.
 local LEAST_KEPT = 256
 local LEAST_KEPT_MS = 60000
@@ -36,6 +40,9 @@ local function load(key, now)
     local value = values[i]
     if i > 2 then
       value = tonumber(value)
+    end
+    if i >= LATER then
+      value = value or 0
     end
     if not value then
       return nil
@@ -91,6 +98,8 @@ local function begin(stream, least, epoch)
     expires = 0,
     leased = 0,
     listed = 0,
+    archive = 0,
+    archive_ttl = 0,
   }
 end
 

@@ -2,11 +2,13 @@
 --
 -- KEYS  1 record   2 stream   3, 4 generations of ids   5 known channels by when they lapse
 --       6 active channels by name   7 active channels by when to look
+--       8 queue of the archive   9 gaps in it
 -- ARGV  1 now (empty: Redis's time)   2 an epoch, should one begin   3 channel   4 its address
 --       5 PUBLISH or SPUBLISH   6 room: 1 a new record may be made, 0 not, - and it is not counted
 --       7 history_size   8 history_ttl in ms   9 revision of the settings   10 idempotency window
 --       in ms   11 how long a record outlives its events, in ms   12 1: write also if all ids are
---       known, so that who waits for replicas waits for those events
+--       known, so that who waits for replicas waits for those events   13 1: archive the events
+--       14 how long the archive keeps them, in ms (0: for good)   15 bound of the queue (0: none)
 --       then for each event: id, body (packed, see envelope.py)
 -- Returns {status, epoch, offset before the first new event, then for each event: its check, or
 --       the first one's position if its id is known, or nothing}; status 0: done, 1: done with a
@@ -18,7 +20,7 @@
 
 local now = clock(ARGV[1])
 local window = tonumber(ARGV[10])
-local count = (#ARGV - 12) / 2
+local count = (#ARGV - 15) / 2
 
 -- Which ids are known?
 local known = {}
@@ -26,7 +28,7 @@ local young, old, started = KEYS[3], KEYS[4], 0
 if window > 0 then
   local asked = { '' }
   for i = 1, count do
-    asked[i + 1] = ARGV[11 + 2 * i]
+    asked[i + 1] = ARGV[14 + 2 * i]
   end
   local starts = {}
   for g = 3, 4 do
@@ -48,7 +50,7 @@ local answers = { 0, '', '0' }
 local fresh = {}
 local first = {}
 for i = 1, count do
-  local id = ARGV[11 + 2 * i]
+  local id = ARGV[14 + 2 * i]
   answers[3 + i] = known[i] or ''
   if not known[i] and not first[id] then
     first[id] = i
@@ -84,17 +86,22 @@ elseif beyond(KEYS[2], record) then
   fork(record, KEYS[2], 0, ARGV[2])
 end
 
--- From here on nothing can fail but for want of memory, and that at the first write, the XADD.
+-- From here on nothing can fail but for want of memory, and that at the first write; or since the
+-- archive's queue is none, before that.
 local revision = tonumber(ARGV[9])
 if revision >= record.revision then
   record.revision = revision
   record.size = tonumber(ARGV[7])
   record.ttl = tonumber(ARGV[8])
+  record.archive = ARGV[13] == '1' and 1 or math.min(record.archive * 2, 2)
+  record.archive_ttl = tonumber(ARGV[14])
 end
 if record.expires <= now then
   record.hidden = record.offset
 end
 local forked = fork_it and mark('fork', record)
+local queue = record.archive == 1 and look(KEYS[8], KEYS[9], ARGV[3], ARGV[15])
+keep(KEYS[8], KEYS[9])
 
 local epoch, offset, check = record.epoch, record.offset, record.check
 local time = math.max(record.time, now)
@@ -110,14 +117,17 @@ local ids = {}
 answers[2] = epoch
 answers[3] = whole(offset)
 for _, i in ipairs(fresh) do
-  local id = ARGV[11 + 2 * i]
+  local id = ARGV[14 + 2 * i]
   local prev = check
   check = string.sub(redis.sha1hex(prev .. id), 1, 16)
   offset = offset + 1
-  local body = ARGV[12 + 2 * i]
+  local body = ARGV[15 + 2 * i]
   envelope[#envelope + 1] = '\151' .. body .. '\176' .. check
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept, whole(offset) .. skipped,
-    'e', head .. prev .. '\176' .. check .. packed_time .. '\150' .. body)
+  local stored = head .. prev .. '\176' .. check .. packed_time .. '\150' .. body
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept, whole(offset) .. skipped, 'e', stored)
+  if queue then
+    put(queue, record, offset, time, stored)
+  end
   answers[3 + i] = check
   ids[#ids + 1] = id
   ids[#ids + 1] = epoch .. '-' .. whole(offset) .. '-' .. check
@@ -125,8 +135,12 @@ for _, i in ipairs(fresh) do
 end
 for i = 1, count do
   if answers[3 + i] == '' then
-    answers[3 + i] = known[first[ARGV[11 + 2 * i]]]
+    answers[3 + i] = known[first[ARGV[14 + 2 * i]]]
   end
+end
+
+if queue then
+  note(queue, record, offset, time)
 end
 
 record.offset, record.check, record.time = offset, check, time

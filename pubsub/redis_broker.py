@@ -58,6 +58,8 @@ class RedisBroker:
     - `interval_s`: how often delivery is probed and tops are compared, jittered.
     - `wait_replicas` (0: none): how many replicas must have an event before it is acknowledged,
       within `wait_timeout_s`, which must be shorter than a call may take; else NotReplicated.
+    - `archive_queue_max`: how many entries the archive's queue of a partition takes (0: no bound;
+      None: there is no archive, and nothing is queued).
     - `monotonic`: a clock in s. `clock_ms` is for tests: a time for the scripts instead of Redis's.
 
     Nothing connects before `start`. A step of Redis's clock forward by more than a time to live
@@ -78,6 +80,7 @@ class RedisBroker:
         interval_s: float = INTERVAL_S,
         wait_replicas: int = 0,
         wait_timeout_s: float = 1.0,
+        archive_queue_max: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
@@ -85,6 +88,10 @@ class RedisBroker:
         self.history_reads = 0
         # Called when a connection was lost and is there again.
         self.on_return: list[Callable[[], None]] = []
+        # Told of a channel when something was put into the archive's queue for it.
+        self.on_queued: Callable[[str], None] = lambda _channel: None
+        self.archive_queue_max = archive_queue_max
+        self._rules = rules
         self._sink: Sink
         self._carried: Carried | None = None
         self.link = link
@@ -112,6 +119,8 @@ class RedisBroker:
             monotonic,
             wait_replicas=wait_replicas,
             wait_timeout_s=wait_timeout_s,
+            queue_max=archive_queue_max,
+            on_queued=lambda channel: self.on_queued(channel),
         )
         self.listener = RedisListener(
             link.topology,
@@ -298,13 +307,17 @@ class RedisBroker:
     async def purge(self, channel: str) -> Position | None:
         self._check()
         keys, times = self.keys, self._times
+        archive = self.archive_queue_max is not None and self._rules.rule(channel).archive
         # Not repeated: it would take what was published since.
         answer = await self.link.run(
             self._scripts.purge,
-            [keys.record(channel), keys.stream(channel)],
+            [keys.record(channel), keys.stream(channel), *keys.queue(keys.partition(channel))],
             *(times.now(), keys.address(channel), keys.send, times.lapse_ms),
+            *(channel, int(archive), self.archive_queue_max or 0),
             repeat=False,
         )
+        if archive:
+            self.on_queued(channel)
         return None if answer is None else read_top(answer)
 
     async def channels(self, *, prefix: str, after: str, limit: int) -> list[ChannelState]:

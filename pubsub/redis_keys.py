@@ -7,6 +7,8 @@
     {prefix:p<n>}:known          the partition's channels by when they lapse (sorted set)
     {prefix:p<n>}:active         the partition's active channels by name (sorted set)
     {prefix:p<n>}:due            the partition's active channels by when to look (sorted set)
+    {prefix:p<n>}:q              the partition's queue of the archive (stream)
+    {prefix:p<n>}:g              notes that wait for room in it, by channel (hash)
     {prefix:p<n>}:c:<channel>    pub/sub channel of a channel's envelopes
     {prefix:p<n>}:m:<channel>    members by session (hash)
     {prefix:p<n>}:o:<channel>    sessions of the members in order (sorted set)
@@ -14,6 +16,8 @@
     {prefix:p<n>}:e:<generation> what one life of a node entered in the partition (set)
     {prefix:n}:leases            lives of nodes by when their lease ends (sorted set)
     {prefix:n}:claims            who cleans up behind a dead node (hash)
+    {prefix:n}:archivists        nodes that archive by when their lease ends (sorted set)
+    {prefix:n}:shares            which of them archives which partition (hash)
     {prefix:n}:nodes             pub/sub channel to all nodes
     {prefix:n}:node:<node>       pub/sub channel to one node
     {prefix:n}:taken:<digest>    who took what can be taken once
@@ -59,8 +63,10 @@ class RedisKeys:
         self._nodes = f"{{{prefix}:n}}"
         self.nodes = f"{self._nodes}:nodes"
         self.leases = (f"{self._nodes}:leases", f"{self._nodes}:claims")
+        self.shares = (f"{self._nodes}:archivists", f"{self._nodes}:shares")
         self._tags = [f"{{{prefix}:p{number}}}" for number in range(partitions)]
         self._lists = [(f"{tag}:known", f"{tag}:active", f"{tag}:due") for tag in self._tags]
+        self._queues = [(f"{tag}:q", f"{tag}:g") for tag in self._tags]
 
     def partition(self, channel: str) -> int:
         """Return the partition of a channel: the same on all nodes, for ever."""
@@ -82,6 +88,10 @@ class RedisKeys:
     def lists(self, partition: int) -> tuple[str, str, str]:
         """Return the keys of a partition's lists: known, active, due."""
         return self._lists[partition]
+
+    def queue(self, partition: int) -> tuple[str, str]:
+        """Return the keys of a partition's queue of the archive: queue, gaps."""
+        return self._queues[partition]
 
     def address(self, channel: str) -> str:
         """Return the pub/sub channel on which a channel's envelopes travel."""

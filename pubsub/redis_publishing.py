@@ -39,6 +39,7 @@ class _Job:
     """The events of one channel of a publish: `places` are theirs among all drafts."""
 
     __slots__ = (
+        "archived",
         "begin",
         "body",
         "channel",
@@ -52,6 +53,7 @@ class _Job:
 
     def __init__(self, channel: str, keys: Sequence[str], listed: bool) -> None:
         self.listed = listed
+        self.archived = False
         self.channel = channel
         self.keys = keys
         self.places: list[int] = []
@@ -87,6 +89,9 @@ class RedisPublishing:
     With `wait_replicas`, each call waits up to `wait_timeout_s` (shorter than a call may take)
     until that many replicas have its events, those that were known before too. If too few have
     them by then, they are answered with NotReplicated. Channels that are not listed do not wait.
+
+    `queue_max` bounds the archive's queue of each partition (0: no bound; None: there is no
+    archive); `on_queued` is told of a channel when events of it were put there.
     """
 
     def __init__(
@@ -102,8 +107,12 @@ class RedisPublishing:
         *,
         wait_replicas: int = 0,
         wait_timeout_s: float = 1.0,
+        queue_max: int | None = None,
+        on_queued: Callable[[str], None] = lambda _channel: None,
     ) -> None:
         self._link = link
+        self._queue_max = queue_max
+        self._on_queued = on_queued
         self._wait_replicas = wait_replicas
         if wait_replicas:
             link.wait_replicas(wait_replicas, wait_timeout_s)
@@ -203,17 +212,23 @@ class RedisPublishing:
 
     def _keys_of(self, channel: str) -> Sequence[str]:
         keys = self._keys
-        lists = keys.lists(keys.partition(channel))
-        return (keys.record(channel), keys.stream(channel), *keys.ids(channel), *lists)
+        partition = keys.partition(channel)
+        return (
+            *(keys.record(channel), keys.stream(channel), *keys.ids(channel)),
+            *keys.lists(partition),
+            *keys.queue(partition),
+        )
 
     def _send(self, job: _Job, room: bool) -> "asyncio.Future[Any]":
         times = self._times
-        size, ttl_ms, lapse_ms = 0, 0, _UNLISTED_LAPSE_MS
+        size, ttl_ms, lapse_ms, archive_ttl_ms = 0, 0, _UNLISTED_LAPSE_MS, 0
         replicated = job.listed and self._wait_replicas > 0
         if job.listed:
             rule = self._rules.rule(job.channel)
             size, ttl_ms = rule.history_size, round(rule.history_ttl_s * 1000)
             lapse_ms = times.lapse_ms
+            job.archived = rule.archive and self._queue_max is not None
+            archive_ttl_ms = round(rule.archive_ttl_s * 1000)
         parts: list[Part] = [
             times.now(),
             new_epoch(),
@@ -227,6 +242,9 @@ class RedisPublishing:
             times.window_ms,
             lapse_ms,
             int(replicated),
+            int(job.archived),
+            archive_ttl_ms,
+            self._queue_max or 0,
         ]
         parts += job.body
         return self._link.send_publish(
@@ -266,6 +284,8 @@ class RedisPublishing:
                     top, known = first, True
             else:
                 answers[place] = too_many(self._channels)
+        if job.archived:
+            self._on_queued(job.channel)
         # A probe is nothing that anybody counts on.
         if top is not None and job.listed:
             self.acknowledged.add(job.channel, top, self._monotonic(), known=known)

@@ -7,6 +7,8 @@ from typing import Final
 # Stand before each of the others.
 _SHARED: Final = ("numbers", "channel")
 _NAMES: Final = ("publish", "open", "leave", "history", "contradict", "purge", "tops", "settle")
+# These put into the archive's queue.
+_QUEUEING: Final = ("publish", "purge")
 
 
 class Script:
@@ -25,7 +27,11 @@ class RedisScripts:
 
     def __init__(self) -> None:
         shared = "".join(map(read_script, _SHARED))
-        each = {name: Script(name, shared + read_script(name)) for name in _NAMES}
+        queue = read_script("queue")
+        each = {
+            name: Script(name, shared + (queue if name in _QUEUEING else "") + read_script(name))
+            for name in _NAMES
+        }
         self.publish = each["publish"]
         self.open = each["open"]
         self.leave = each["leave"]

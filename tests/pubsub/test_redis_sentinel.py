@@ -428,7 +428,7 @@ async def test_a_frozen_sentinel_holds_nobody_up(rig: SentinelRig) -> None:
 USERS = (
     'user node on ">secret" ~s:* ~{s:* resetchannels &s:* &{s:* -@all +ping +select +time +eval '
     "+evalsha +subscribe +unsubscribe +publish +hget +hmget +hset +hsetnx +exists +pexpire "
-    "+unlink +xadd +xrange +xinfo +zadd +zrem +zcard +zrangebyscore +role +wait"
+    "+unlink +xadd +xgroup +xrange +xinfo +zadd +zrem +zcard +zrangebyscore +role +wait"
 )
 
 

@@ -6,8 +6,9 @@ RIGHTS: Final = (
     "~galecast:* ~{galecast:* resetchannels &galecast:* &{galecast:* -@all "
     "+ping +info +select +time +eval +evalsha +subscribe +unsubscribe +publish "
     "+exists +get +incr +persist +pexpire +pttl +set +unlink "
-    "+hdel +hexists +hget +hgetall +hmget +hset +hsetnx +sadd +srandmember +srem +sscan "
-    "+xadd +xinfo +xrange +xrevrange +xtrim "
+    "+hdel +hexists +hget +hgetall +hlen +hmget +hrandfield +hset +hsetnx "
+    "+sadd +srandmember +srem +sscan "
+    "+xack +xadd +xgroup +xinfo +xlen +xpending +xrange +xreadgroup +xrevrange +xtrim "
     "+zadd +zcard +zrange +zrangebylex +zrangebyscore +zrem +zscore"
 )
 """For the key prefix `galecast`."""
