@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import selectors
+import shutil
 import socket
 import subprocess
 import sys
@@ -81,6 +82,17 @@ class Server:
         assert found is not None
         return int(found[1]) * 1024
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process held since `forget_peak`."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Let the peak begin anew (proc(5), clear_refs)."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
     def cpu_s(self) -> float:
         """Return the CPU time that the process has used, user and system."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
@@ -142,6 +154,58 @@ def redis(*more: str) -> Iterator[str]:
             process.wait()
 
 
+def find_mongod() -> str | None:
+    """Return the path of a mongod, or None."""
+    return os.environ.get("MONGOD") or shutil.which("mongod")
+
+
+@contextmanager
+def mongodb() -> Iterator[str | None]:
+    """Run a `mongod` or a `ferretdb`, on the servers' core; yield a database's address.
+
+    They are found on the PATH, or named by MONGOD or FERRETDB; without either it is None.
+    """
+    mongod = find_mongod()
+    ferretdb = os.environ.get("FERRETDB") or shutil.which("ferretdb")
+    if mongod is None and ferretdb is None:
+        yield None
+        return
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        if mongod is not None:
+            command = [mongod, "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", folder]
+        else:
+            assert ferretdb is not None
+            command = [
+                ferretdb,
+                "--handler=sqlite",
+                f"--sqlite-url=file:{folder}/",
+                f"--listen-addr=127.0.0.1:{port}",
+                f"--state-dir={folder}",
+                "--debug-addr=-",
+                "--telemetry=disable",
+                "--log-level=ERROR",
+            ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            os.sched_setaffinity(process.pid, cores()[0])
+            deadline = time.monotonic() + _START_S
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command[0]} did not start")
+                time.sleep(0.05)
+            yield f"mongodb://127.0.0.1:{port}/bench"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def on_load_core() -> Iterator[None]:
     """Run this process on the core for the load."""
@@ -153,7 +217,7 @@ def on_load_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _mask(payload: bytes) -> bytes:
+def mask(payload: bytes) -> bytes:
     """Return a text frame of a client; the mask is zero, which costs nothing and is legal."""
     size = len(payload)
     head = bytes((0x81, 0x80 | size)) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
@@ -200,7 +264,7 @@ def subscriber(port: int, channel: str | None, path: str = "/v1/ws") -> socket.s
             {"type": "connect", "ref": 1},
             {"type": "subscribe", "ref": 2, "channel": channel},
         )
-        sock.sendall(b"".join(_mask(json.dumps(each).encode()) for each in commands))
+        sock.sendall(b"".join(mask(json.dumps(each).encode()) for each in commands))
         for expected in ("connected", "subscribed"):
             message = json.loads(_read_frame(sock, buffer))
             assert message["type"] == expected, message

@@ -82,6 +82,9 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     history_per_reply: Annotated[
         int, _size("Events in one reply of history.", "events", high=100_000)
     ] = 1_000
+    schedules_per_channel: Annotated[
+        int, _count("Events of one channel that wait for their `deliver_at`.", "events")
+    ] = 10_000
     items_per_page: Annotated[
         int, _size("Channels or sessions in one page of a list.", "items", high=10_000)
     ] = 100
@@ -115,6 +118,7 @@ ANSWERS: Final[dict[str, str]] = {
     "batch_events": "413 `too_large`",
     "members_per_reply": "the reply is cut, with `cursor`",
     "history_per_reply": "the reply is cut, with `cursor`",
+    "schedules_per_channel": "429 `limit_exceeded`",
     "items_per_page": "the page is cut, with `cursor`",
     "errors_per_minute": "close 4504, or 4007 for `rate_limited`",
     "tags": "422 `invalid_data`",

@@ -158,6 +158,10 @@ class ChannelRules:
         """Return the rule of `channel`, a valid channel name; reserved names get the default."""
         return self._map.get(channel)[1]
 
+    def archived(self, channel: str) -> bool:
+        """Say whether the events of `channel` go into the archive."""
+        return self._map.get(channel)[1].archive
+
     def granted(self, action: Action, channel: str, sub: str | None) -> bool:
         """Say whether the rule of `channel` grants `action` to the authenticated user `sub`.
 

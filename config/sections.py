@@ -157,6 +157,27 @@ class ArchiveSettings(msgspec.Struct, frozen=True, kw_only=True):
             "with mongodb+srv",
         ),
     ] = checks.NO_ARCHIVE
+    call_timeout_s: Annotated[
+        float,
+        says(
+            "How long a read or a write of the archive may take; with a broker in memory also how "
+            "long a publish to an archived channel waits.",
+            unit="s",
+            low=0.1,
+            high=60,
+        ),
+    ] = 5.0
+    queue_max: Annotated[
+        int,
+        says(
+            "Entries that wait for the archive in Redis at most, in each of 64 partitions; events "
+            "beyond it are delivered as ever, are missing in the archive, and readers are told.",
+            unit="entries",
+            zero=NO_LIMIT,
+            low=0,
+            high=_MOST,
+        ),
+    ] = 100_000
 
     def __repr__(self) -> str:
         # The address may hold a password.

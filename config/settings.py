@@ -191,6 +191,11 @@ def conflicts(
     if settings.publish.wait_replicas and not within:
         text = f"must be below broker.call_timeout_s ({settings.broker.call_timeout_s:.10g})"
         yield "publish.wait_timeout_s", "broker.call_timeout_s", text
+    if settings.archive.url.startswith(checks.MONGO_SCHEMES) and (
+        settings.broker.url == checks.MEMORY and settings.workers == 1
+    ):
+        text = "needs a Redis in front of it (broker.url); alone, a node archives in sqlite:///"
+        yield "archive.url", "broker.url", text
     last_admin_port = settings.admin_port + settings.workers - 1
     if settings.admin_port and settings.admin_port <= settings.port <= last_admin_port:
         several = f"; workers use it to {last_admin_port}" if settings.workers > 1 else ""
@@ -251,6 +256,9 @@ def warnings(settings: Settings) -> list[str]:
             "token.secret is not set: tickets are signed with it, so those of one node are refused "
             "by the others."
         )
+    archived = [rule.match for rule in settings.channels if rule.archive]
+    if archived and settings.archive.url == checks.NO_ARCHIVE:
+        found.append(f"archive.url is none: what rule {archived[0]} archives is not kept.")
     if not is_loopback(settings.host) and not settings.origins:
         found.append("origins is empty: web pages cannot connect.")
     if settings.workers > 1 and not settings.admin_port:

@@ -25,6 +25,7 @@ _access: Final = logging.getLogger("galecast.access")
 
 _is_request_id: Final = re.compile(r"[A-Za-z0-9._-]{1,128}").fullmatch
 _is_count: Final = re.compile(r"[1-9][0-9]{0,8}").fullmatch
+_is_time: Final = re.compile(r"[0-9]{1,15}").fullmatch
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What proxies log of a client that went away; no such response is ever sent.
 _CLIENT_GONE: Final = 499
@@ -35,6 +36,13 @@ _encode: Final = msgspec.json.Encoder().encode
 def request_id(given: str | None) -> str:
     """Return the id that the client gave its request, if it may be one, else a new one."""
     return given if given is not None and _is_request_id(given) else secrets.token_hex(8)
+
+
+def read_time(text: str, name: str) -> int:
+    """Return a time in ms since 1970; raises BadRequest."""
+    if not _is_time(text):
+        raise BadRequest(f"{name} has to be a time in ms since 1970")
+    return int(text)
 
 
 class BaseHandler(RequestHandler):
@@ -179,6 +187,11 @@ class BaseHandler(RequestHandler):
         if not _is_count(text):
             raise BadRequest(f"{name} has to be a number from 1")
         return min(int(text), most)
+
+    def time(self, name: str) -> int | None:
+        """Return a parameter that is a time in ms since 1970; raises BadRequest."""
+        text = self.parameter(name)
+        return None if text is None else read_time(text, name)
 
     # ---- the answer
 

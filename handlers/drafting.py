@@ -4,19 +4,28 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
-from handlers.models import ErrorItem, ErrorResult, PublishRequest, PublishResult
+from handlers.models import (
+    ErrorItem,
+    ErrorResult,
+    PublishRequest,
+    PublishResult,
+    ScheduledResult,
+)
 from pubsub.event import Draft, Published
 from server.codec import check_tags, checked_data
 from server.errors import BadRequest, Forbidden, InvalidData, Refused
 from server.json_text import SURROGATE, explain
 from server.node import Node
 from server.principal import Principal
+from server.scheduling import Scheduled
 
 MAX_KEY: Final = 50
 _MAX_SESSION: Final = 64
 
 T = TypeVar("T")
+Result = PublishResult | ScheduledResult | ErrorResult
 
 _event: Final = msgspec.json.Decoder(PublishRequest).decode
 _events: Final = msgspec.json.Decoder(list[PublishRequest]).decode
@@ -102,10 +111,17 @@ def at_place(place: int, refused: Refused) -> Refused:
     )
 
 
-def result(answer: Published | Refused) -> PublishResult | ErrorResult:
-    """Return what a client sees of the broker's answer."""
+def result(answer: Published | Scheduled | Refused) -> Result:
+    """Return what a client sees of what became of an event."""
     if isinstance(answer, Refused):
         return error_result(answer)
+    if isinstance(answer, Scheduled):
+        return ScheduledResult(
+            channel=answer.channel,
+            id=answer.id,
+            deliver_at=answer.deliver_at,
+            duplicate=answer.duplicate or UNSET,
+        )
     return PublishResult(
         channel=answer.channel,
         position=str(answer.position),

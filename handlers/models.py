@@ -50,8 +50,14 @@ Silent = Annotated[
 ]
 
 
+DeliverAt = Annotated[int, Meta(ge=0, le=2**52, description="A time in ms since 1970.")]
+
+
 class PublishRequest(msgspec.Struct, kw_only=True):
-    """An event to be published. `exclude` names a session that is not to get it."""
+    """An event to be published, now or at `deliver_at`.
+
+    `exclude` names a session that is not to get it.
+    """
 
     channel: ChannelName
     data: Annotated[Raw, Meta(description="Any JSON value.")]
@@ -59,6 +65,7 @@ class PublishRequest(msgspec.Struct, kw_only=True):
     tags: dict[str, str] = {}
     id: EventId | None = None
     exclude: str | None = None
+    deliver_at: DeliverAt | None = None
 
 
 class PublishResult(msgspec.Struct, kw_only=True):
@@ -68,6 +75,35 @@ class PublishResult(msgspec.Struct, kw_only=True):
     position: Position
     id: EventId
     duplicate: bool
+
+
+class ScheduledResult(msgspec.Struct, kw_only=True):
+    """The event will be published at its time; `duplicate` says that it was scheduled before."""
+
+    channel: ChannelName
+    id: EventId
+    deliver_at: DeliverAt
+    scheduled: Literal[True] = True
+    duplicate: bool | UnsetType = UNSET
+
+
+class ScheduleItem(msgspec.Struct, kw_only=True):
+    """An event that waits for its time."""
+
+    id: EventId
+    deliver_at: DeliverAt
+    name: EventName
+    data: Raw
+    tags: dict[str, str]
+    user: str | None
+
+
+class SchedulePage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is scheduled in a channel, by time and id; without `cursor` there is no more."""
+
+    channel: ChannelName
+    schedules: list[ScheduleItem]
+    cursor: Cursor | None = None
 
 
 class ErrorItem(msgspec.Struct, kw_only=True):
@@ -95,6 +131,7 @@ class PublishResults(msgspec.Struct, kw_only=True):
                 "items": {
                     "anyOf": [
                         {"$ref": "#/components/schemas/PublishResult"},
+                        {"$ref": "#/components/schemas/ScheduledResult"},
                         {"$ref": "#/components/schemas/ErrorResult"},
                     ]
                 }
@@ -154,12 +191,23 @@ class Channel(msgspec.Struct, kw_only=True, omit_defaults=True):
     silent: Silent = []
 
 
+class Missing(msgspec.Struct, kw_only=True):
+    """Events between two positions that are gone, or never came into the archive."""
+
+    after: Position
+    before: Position
+
+
 class EventPage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Kept events in the order asked for, and the channel's top; without `cursor` no more."""
+    """Kept events in the order asked for, and the channel's top; without `cursor` no more.
+
+    With a `name` a page may have fewer than `limit`, or none, and a `cursor` all the same.
+    """
 
     channel: ChannelName
     position: Position | None
     events: list[EventItem]
+    missing: list[Missing] = []
     cursor: Cursor | None = None
 
 

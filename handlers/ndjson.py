@@ -14,10 +14,9 @@ from tornado.routing import Matcher
 from tornado.web import stream_request_body
 
 from handlers.base import BaseHandler
-from handlers.drafting import draft, error_result, idempotency_key, read_event, result
+from handlers.drafting import Result, draft, error_result, idempotency_key, read_event, result
 from handlers.lines import LineCutter, LineTooLong
 from handlers.media import NDJSON, check_encoding, media_type
-from handlers.models import ErrorResult, PublishResult
 from pubsub.event import Draft
 from server.errors import Internal, Refused, TokenExpired, TooLarge, Unauthorized, Unavailable
 from server.principal import Principal
@@ -111,17 +110,21 @@ class NdjsonHandler(BaseHandler):
             self._end_early(Internal("something went wrong"))
 
     async def _publish(self, lines: Iterable[bytes | LineTooLong]) -> None:
-        results: list[PublishResult | ErrorResult | None] = []
+        results: list[Result | None] = []
         events: list[Draft] = []
+        later: dict[int, int] = {}
         for line in lines:
             try:
-                events.append(self._draft(line))
+                event, at = self._draft(line)
+                if at is not None:
+                    later[len(events)] = at
+                events.append(event)
                 results.append(None)
             except Refused as refused:
                 self.node.metrics.refused(refused.reason)
                 results.append(error_result(refused))
             self._place += 1
-        answers = iter(await self.node.publishing.publish(events) if events else ())
+        answers = iter(await self.node.scheduling.publish(events, later) if events else ())
         for known in results:
             if known is None:
                 answer = next(answers)
@@ -130,14 +133,16 @@ class NdjsonHandler(BaseHandler):
                 known = result(answer)
             self.write(_encode(known) + b"\n")
 
-    def _draft(self, line: bytes | LineTooLong) -> Draft:
+    def _draft(self, line: bytes | LineTooLong) -> tuple[Draft, int | None]:
         if isinstance(line, LineTooLong):
             most = self.node.settings.limits.frame_bytes
             raise TooLarge(f"the line is over {most} bytes", reason="limits.frame_bytes")
         key = None if self._key is None else f"{self._key}:{self._place}"
-        event = draft(self.node, self._who, read_event(line, "the line"), key)
+        request = read_event(line, "the line")
+        event = draft(self.node, self._who, request, key)
+        at = self.node.scheduling.due(request.deliver_at)
         self.pay_publish(self._who)
-        return event
+        return event, at
 
     def _check_still(self) -> None:
         """Return if the stream may go on; raises Refused."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 from handlers.base import BaseHandler
 from handlers.cloudevents import is_binary, read_batch, read_binary, read_structured
 from handlers.drafting import (
+    Result,
     at_place,
     draft,
     error_result,
@@ -16,11 +17,12 @@ from handlers.drafting import (
     result,
 )
 from handlers.media import CLOUDEVENT, CLOUDEVENTS, JSON, check_encoding, media_type
-from handlers.models import ErrorResult, PublishRequest, PublishResult, PublishResults
+from handlers.models import PublishRequest, PublishResults
 from pubsub.event import Draft
 from server.commands import channel_name
 from server.errors import Refused, TooLarge, UnsupportedMediaType
 from server.principal import Principal
+from server.scheduling import Scheduled
 
 # Events checked or published before others get their turn.
 _PIECE: Final = 250
@@ -66,11 +68,12 @@ class PublishHandler(BaseHandler):
     ) -> None:
         node = self.node
         event = draft(node, principal, request, key)
+        at = node.scheduling.due(request.deliver_at)
         self.pay_publish(principal)
-        (answer,) = await node.publishing.publish((event,))
+        (answer,) = await node.scheduling.publish((event,), {} if at is None else {0: at})
         if isinstance(answer, Refused):
             raise answer
-        self.reply(result(answer))
+        self.reply(result(answer), 202 if isinstance(answer, Scheduled) else 200)
 
     async def _publish_all(
         self, principal: Principal, requests: Sequence[PublishRequest], key: str | None
@@ -81,6 +84,7 @@ class PublishHandler(BaseHandler):
         if len(requests) > most:
             raise TooLarge(f"more than {most} events", reason="limits.batch_events")
         events: list[Draft] = []
+        times: dict[int, int] = {}
         for place, request in enumerate(requests):
             if place and place % _PIECE == 0:
                 await asyncio.sleep(0)
@@ -88,15 +92,20 @@ class PublishHandler(BaseHandler):
                 events.append(
                     draft(node, principal, request, None if key is None else f"{key}:{place}")
                 )
+                at = node.scheduling.due(request.deliver_at)
             except Refused as refused:
                 raise at_place(place, refused) from None
+            if at is not None:
+                times[place] = at
         if events:
             self.pay_publish(principal, len(events))
-        results: list[PublishResult | ErrorResult] = []
+        results: list[Result] = []
         for start in range(0, len(events), _PIECE):
             if start:
                 await asyncio.sleep(0)
-            answers = await node.publishing.publish(events[start : start + _PIECE])
+            piece = events[start : start + _PIECE]
+            later = {at - start: times[at] for at in times if start <= at < start + _PIECE}
+            answers = await node.scheduling.publish(piece, later)
             for answer in answers:
                 if isinstance(answer, Refused):
                     node.metrics.refused(answer.reason)

@@ -2,20 +2,20 @@
 
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from tornado.web import HTTPError
 
-from handlers.base import BaseHandler
+from handlers.base import BaseHandler, read_time
 from handlers.lean import ConnectionContext, Heartbeat, LeanConnection
 from handlers.live import Live
 from pubsub.event import Event
 from pubsub.position import Position
 from server.closing import Closing
 from server.codec import JSON
-from server.commands import channel_name
+from server.commands import channel_name, check_past
 from server.errors import BadRequest, LimitExceeded, Refused, TokenExpired, Unauthorized
 from server.principal import Principal
 from server.protocol import ClosingMessage, Message, Reset, Subscribed
@@ -124,7 +124,9 @@ class SseHandler(BaseHandler):
         """Become a stream."""
         live, node = self._live, self._live.node
         channels = self._channels()
-        rewind, watched = self._rewind(channels), self._watched(channels)
+        rewinds = self._each("rewind", channels, _count)
+        times = self._each("from", channels, lambda text: read_time(text, "from"))
+        watched = self._watched(channels)
         named = live.check(self)
         last_id = self.request.headers.get("Last-Event-ID") or None
         proof: bytes | None = None
@@ -151,15 +153,15 @@ class SseHandler(BaseHandler):
         if cursor:
             since = parse_cursor(cursor, channels)
         wanted = [
-            Wanted(channel, start, count, channel in watched)
-            for channel, start, count in zip(channels, since, rewind, strict=True)
+            Wanted(channel, start, count, time, channel in watched)
+            for channel, start, count, time in zip(channels, since, rewinds, times, strict=True)
         ]
         for each in wanted:
             with concerning(each.channel):
                 node.commands.require_subscribe(
                     principal,
                     each.channel,
-                    rewind=each.rewind is not None,
+                    past=check_past(each.rewind, each.from_ms),
                     presence=each.presence,
                 )
         self._start(principal, wanted, proof)
@@ -203,18 +205,20 @@ class SseHandler(BaseHandler):
             with concerning(channels[most]):
                 raise LimitExceeded(f"a stream has at most {most} channels", reason=reason)
 
-    def _rewind(self, channels: Sequence[str]) -> list[int | None]:
-        """Return for each channel with how many events it begins: all alike, or one by one."""
-        parts = (self.parameter("rewind") or "").split(",")
+    def _each(
+        self, name: str, channels: Sequence[str], read: Callable[[str], int]
+    ) -> list[int | None]:
+        """Return a number for each channel: one for all of them, or one by one."""
+        parts = (self.parameter(name) or "").split(",")
         if len(parts) == 1:
             parts *= len(channels)
         if len(parts) != len(channels):
-            raise BadRequest(f"rewind is of {len(parts)} channels, the stream has {len(channels)}")
-        counts: list[int | None] = []
+            raise BadRequest(f"{name} is of {len(parts)} channels, the stream has {len(channels)}")
+        numbers: list[int | None] = []
         for channel, part in zip(channels, parts, strict=True):
             with concerning(channel):
-                counts.append(_count(part) if part else None)
-        return counts
+                numbers.append(read(part) if part else None)
+        return numbers
 
     def _watched(self, channels: Sequence[str]) -> frozenset[str]:
         """Return the channels whose presence is to be seen."""

@@ -27,6 +27,7 @@ from handlers.operations import (
 from handlers.pages import DocsHandler, HomeHandler, OpenApiHandler, StaticHandler
 from handlers.presence import PresenceHandler
 from handlers.publish import PublishHandler
+from handlers.schedules import ScheduleHandler, SchedulesHandler
 from handlers.sessions import SessionHandler, SessionsHandler, UserSessionsHandler
 from handlers.sse import SseHandler
 from handlers.tokens import TicketsHandler, TokensHandler
@@ -57,6 +58,7 @@ _POSITION: Final[dict[str, Any]] = {
 
 _CHANNEL: Final = path("channel", "Name of the channel.", _NAME)
 _CURSOR: Final = query("cursor", "`cursor` of the page before.", _TEXT)
+_TIME: Final = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999}
 _LIMIT: Final = query("limit", "Most items wanted; cut to what the settings allow.", _COUNT)
 
 _PUBLISH: Final = Operation(
@@ -74,6 +76,7 @@ _PUBLISH: Final = Operation(
                 Body(NDJSON, _TEXT),
             ),
         ),
+        ok("It is scheduled, and will be published.", models.ScheduledResult, 202),
     ),
     description=(
         "Services need the scope `publish`; users and anonymous clients need the grant, on a "
@@ -82,6 +85,8 @@ _PUBLISH: Final = Operation(
         "line by line in order, read as fast as its answers are taken. CloudEvents in binary mode "
         "(`ce-*` headers, JSON data) are read too. A CloudEvent's `type` is the name; `source` and "
         "`id` make the id; `data` stays as it is; all other attributes become tags (`ce-source`). "
+        "With `deliver_at` an event is kept until then, a year at most, where there is an archive; "
+        "another one of that channel and id that waits is a `conflict`. "
         "Without a Content-Type the body is read as JSON."
     ),
     access="optional",
@@ -101,7 +106,32 @@ _PUBLISH: Final = Operation(
         Body(CLOUDEVENT, models.CloudEvent),
         Body(CLOUDEVENTS, list[models.CloudEvent]),
     ),
-    errors=(*WITH_BODY, InvalidData, LimitExceeded),
+    errors=(*WITH_BODY, InvalidData, LimitExceeded, Conflict),
+)
+
+_SCHEDULES: Final = Operation(
+    "GET",
+    "schedules",
+    "List what is scheduled in a channel",
+    (ok("A page of events that wait, by time and id.", models.SchedulePage),),
+    description=(
+        "Needs the scope `publish`; users need the grant, and see what they have scheduled "
+        "themselves."
+    ),
+    parameters=(_CHANNEL, _LIMIT, _CURSOR),
+    errors=KNOWN,
+)
+_CANCEL: Final = Operation(
+    "DELETE",
+    "cancelSchedule",
+    "Cancel a scheduled event",
+    (Answer(204, "It is never published."),),
+    description=(
+        "Needs the scope `publish`; users need the grant, and cancel what they have scheduled "
+        "themselves. `not_found` says that nothing of that id waits, or that it was published."
+    ),
+    parameters=(_CHANNEL, path("id", "Id of the event, percent-encoded.", _TEXT)),
+    errors=(*KNOWN, NotFound),
 )
 
 _HISTORY: Final = Operation(
@@ -111,13 +141,18 @@ _HISTORY: Final = Operation(
     (ok("A page of events, and the channel's top.", models.EventPage),),
     description=(
         "Needs the scope or the grant `history`. `conflict` says that events behind `since` or "
-        "`cursor` are gone, or that the channel began anew: nothing is left out in silence."
+        "`cursor` are gone, or that the channel began anew; `missing` says where events within a "
+        "page are: nothing is left out in silence. Channels whose rule says `archive` are read "
+        "from the archive as well."
     ),
     access="optional",
     parameters=(
         _CHANNEL,
         query("since", "Only events after this position.", _POSITION),
         query("before", "Only events before this position.", _POSITION),
+        query("from", "Only events of this time or later, in ms since 1970.", _TIME),
+        query("to", "Only events before this time, in ms since 1970.", _TIME),
+        query("name", "Only events of this name.", _TEXT),
         query(
             "order",
             "`asc`: the oldest first; `desc`: the newest first.",
@@ -217,6 +252,8 @@ TABLE: Final[tuple[Route, ...]] = (
             ),
         ),
     ),
+    Route(SchedulesHandler.route, SchedulesHandler, (_SCHEDULES,)),
+    Route(ScheduleHandler.route, ScheduleHandler, (_CANCEL,)),
     Route(
         PresenceHandler.route,
         PresenceHandler,
@@ -350,9 +387,9 @@ TABLE: Final[tuple[Route, ...]] = (
                     Answer(204, "Stay away: an EventSource does not come back."),
                 ),
                 description=(
-                    "Needs the grant `subscribe` for each channel, `history` for those that rewind "
-                    "and `presence` for those whose presence is seen. A refusal that is about one "
-                    "of them names it in `channel`."
+                    "Needs the grant `subscribe` for each channel, `history` for those that "
+                    "begin in the past, and `presence` for those whose presence is seen. A refusal "
+                    "that is about one of them names it in `channel`."
                 ),
                 access="optional",
                 parameters=(
@@ -373,6 +410,12 @@ TABLE: Final[tuple[Route, ...]] = (
                         "Begin with the last events, that many; or as many for each channel in "
                         "their order, joined by commas.",
                         {"type": "string", "pattern": "^([1-9][0-9]{0,5})?(,([1-9][0-9]{0,5})?)*$"},
+                    ),
+                    query(
+                        "from",
+                        "Begin with the first event of this time or later, in ms since 1970; or "
+                        "a time for each channel in their order, joined by commas.",
+                        {"type": "string", "pattern": "^([0-9]{1,15})?(,([0-9]{1,15})?)*$"},
                     ),
                     query(
                         "presence",

@@ -28,6 +28,8 @@ _TOGETHER_S: Final = 0.01
 # Failures of writes in a row, by which the archive, not what is written, is known to be at fault.
 _FAILURES: Final = 3
 _FLUSH_POLL_S: Final = 0.02
+# Between two tries to open the archive.
+_OPEN_S: Final = (0.2, 10.0)
 
 
 class Archivist:
@@ -150,6 +152,7 @@ class Archivist:
 
     async def _look_after(self) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._open_on())
             group.create_task(self._claim_on())
             while True:
                 self._soon.clear()
@@ -160,6 +163,17 @@ class Archivist:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._soon.wait()
+
+    async def _open_on(self) -> None:
+        """Open the archive as soon as it can be: it is read here, whoever writes to it."""
+        pause = _OPEN_S[0]
+        while not self._opened:
+            try:
+                await self.open()
+            except Exception as error:
+                self._tell(error)
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311
+                pause = min(2 * pause, _OPEN_S[1])
 
     async def _claim_on(self) -> None:
         while True:
@@ -214,7 +228,7 @@ class Archivist:
 
     async def _write(self, partition: int, found: Collected) -> bool:
         try:
-            await self._open()
+            await self.open()
             await self._archive.write(found.entries)
         except Exception as error:
             # Whatever it is: nothing is dropped.
@@ -229,7 +243,8 @@ class Archivist:
         self._failed_in_row = 0
         return True
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Start the archive unless that was done; whoever else needs it may call this too."""
         if not self._opened:
             async with self._opening:
                 if not self._opened:
@@ -241,6 +256,9 @@ class Archivist:
     def _on_failure(self, error: Exception) -> None:
         self.failures += 1
         self._failed_in_row += 1
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
         now = self._monotonic()
         if now >= self._tell_after:
             self._tell_after = now + _TELL_EVERY_S

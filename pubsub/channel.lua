@@ -103,6 +103,13 @@ local function begin(stream, least, epoch)
   }
 end
 
+-- The offset that a new record begins at, at least. That of an archived channel (1) is above all
+-- that earlier ones had, which the archive still holds: it is the time in microseconds, and no
+-- channel has a million events a second for long.
+local function least(archived, now)
+  return archived == '1' and now * 1000 or 0
+end
+
 -- Whether the stream holds what the record does not know of.
 local function beyond(stream, record)
   return #redis.call('XRANGE', stream, whole(record.offset + 1), '+', 'COUNT', 1) > 0

@@ -4,6 +4,7 @@
 -- ARGV  1 now (empty: Redis's time)   2 an epoch, should one begin   3 channel   4 its address
 --       5 PUBLISH or SPUBLISH   6 room: 1 a new record may be made, 0 not   7 how long a record
 --       outlives its events, in ms   8, 9, 10 epoch, offset and check of the evidence
+--       11 1: its events are archived
 -- Returns {status, epoch, offset, check} of the top; status 0: there is a record, 1: one was made,
 --       2: no room for one, and nothing was done.
 
@@ -58,7 +59,7 @@ if not record then
     return { 2 }
   end
   status = 1
-  record = begin(KEYS[2], seen.offset, ARGV[2])
+  record = begin(KEYS[2], math.max(seen.offset, least(ARGV[11], now)), ARGV[2])
 elseif contradicted() then
   fork(record, KEYS[2], seen.offset, ARGV[2])
 else

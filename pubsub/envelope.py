@@ -137,6 +137,7 @@ Content = Batch | Purge | Fork | PresenceChange
 _skip: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 _decode_envelope: Final = msgspec.msgpack.Decoder(_Envelope).decode
 _decode_stored: Final = msgspec.msgpack.Decoder(_Stored).decode
+_decode_body: Final = msgspec.msgpack.Decoder(_Body).decode
 _decode_member: Final = msgspec.msgpack.Decoder(_Member).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -146,6 +147,19 @@ def pack_body(draft: Draft) -> bytes:
     packed = _encode((draft.id, draft.name, draft.data, draft.tags, draft.user, draft.exclude))
     # Without the array's header, one byte: the scripts write it, and count the check where it is.
     return packed[1:]
+
+
+def pack_draft(draft: Draft) -> bytes:
+    """Return the form in which a draft waits to be published; its channel stands elsewhere."""
+    return _encode((draft.id, draft.name, draft.data, draft.tags, draft.user, draft.exclude))
+
+
+def read_draft(channel: str, payload: bytes) -> Draft:
+    """Return the draft that `pack_draft` packed; raises JunkReceived."""
+    body = _read(_decode_body, payload)
+    _check_words(body.id + body.name)
+    _check_line(body.data)
+    return Draft(channel, body.id, body.name, body.data, body.tags, body.user, body.exclude)
 
 
 def pack_events(before: Position, time: int, drafts: Sequence[Draft]) -> bytes:
@@ -252,9 +266,7 @@ def _read(decode: Any, payload: bytes) -> Any:
 
 
 def _event(channel: str, position: Position, prev: str, time: int, body: _Body) -> Event:
-    words = position.check + body.id + body.name
-    if not words.isascii() or not words.isprintable():
-        raise JunkReceived("a check, an id or a name is not printable")
+    _check_words(position.check + body.id + body.name)
     data = body.data
     _check_line(data)
     return Event(
@@ -276,6 +288,11 @@ def _member(found: _Member | _Presence) -> Member:
         raise JunkReceived("a session is not printable")
     _check_line(found.info)
     return Member(found.session, found.user, found.info)
+
+
+def _check_words(words: str) -> None:
+    if not words.isascii() or not words.isprintable():
+        raise JunkReceived("a check, an id or a name is not printable")
 
 
 def _check_line(text: bytes) -> None:

@@ -5,8 +5,9 @@ from typing import Protocol
 
 import msgspec
 
-from pubsub.archive import Archive
+from pubsub.archive import Archive, Entry
 from pubsub.position import Position
+from pubsub.schedules import Schedule
 
 
 class LedgerRecord(msgspec.Struct, frozen=True):
@@ -31,6 +32,10 @@ class Ledger(Archive, Protocol):
 
     `records` and `published` are for the start and may take longer than `call_timeout_s`.
     """
+
+    async def fire(self, entries: Sequence[Entry], fired: Sequence[Schedule]) -> None:
+        """Write entries and delete the schedules that are done with them: both or neither."""
+        ...
 
     async def begin(self, record: LedgerRecord) -> None:
         """Keep where a channel stands that has no event yet, or began a new epoch.

@@ -14,13 +14,30 @@ from pubsub.broker import ChannelState, History, HistoryRules, Sink
 from pubsub.channel_record import ChannelRecord
 from pubsub.errors import BrokerUnavailable, PubSubError, TooManyChannels
 from pubsub.event import Draft, Event, Published
-from pubsub.idempotency import PublishedIds
+from pubsub.idempotency import Generation, PublishedIds
 from pubsub.litter import Litter
 from pubsub.position import Position, chain, new_epoch, start
 from pubsub.sorted_names import SortedNames
 
 # Expired channels that one listing cleans up, lest it holds the loop.
 _MOST_STALE: Final = 1_000
+
+
+class Run:
+    """Events of one channel that follow each other, between getting positions and being published.
+
+    `top` and `time` are what the record's will be.
+    """
+
+    __slots__ = ("fresh", "ids", "recent", "record", "time", "top")
+
+    def __init__(self, record: ChannelRecord) -> None:
+        self.record = record
+        self.top = record.top
+        self.time = record.time
+        self.ids: dict[str, Position] = {}
+        self.recent: Generation | None = None
+        self.fresh: list[Event] = []
 
 
 class MemoryBroker:
@@ -87,7 +104,9 @@ class MemoryBroker:
             if record is None:
                 answers += [self._refusal()] * (end - begin)
             else:
-                self._publish_run(record, drafts[begin:end], answers, now, wall)
+                run = Run(record)
+                self.draw(run, drafts[begin:end], answers, now, wall)
+                self.enter(run, now)
             begin = end
         return answers
 
@@ -292,24 +311,26 @@ class MemoryBroker:
 
     # ---- publishing
 
-    def _publish_run(
+    def draw(
         self,
-        record: ChannelRecord,
+        run: "Run",
         drafts: Sequence[Draft],
         answers: list[Published | PubSubError],
         now: float,
         wall: int,
     ) -> None:
-        """Publish events of one channel, and hand them to the sink as one."""
+        """Give events of one channel their positions; nothing is published yet."""
+        record = run.record
         channel = record.name
-        top = record.top
+        top = run.top
         epoch, offset, check = top.epoch, top.offset, top.check
-        moment = max(record.time, wall)
+        moment = max(run.time, wall)
         recent, older = self._ids.open(record.ids, now)
-        fresh: list[Event] = []
+        run.recent = recent
+        ids, fresh = run.ids, run.fresh
         for draft in drafts:
             event_id = draft.id
-            first = recent.get(event_id)
+            first = recent.get(event_id) or ids.get(event_id)
             if first is None:
                 for generation in older:
                     first = generation.get(event_id)
@@ -321,7 +342,7 @@ class MemoryBroker:
             prev = check
             check = chain(prev, event_id)
             offset += 1
-            top = recent[event_id] = Position(epoch, offset, check)
+            top = ids[event_id] = Position(epoch, offset, check)
             fresh.append(
                 Event(
                     channel,
@@ -337,13 +358,26 @@ class MemoryBroker:
                 )
             )
             answers.append(Published(channel, top, event_id))
+        run.top = top
         if fresh:
-            record.top = top
-            record.time = moment
-            self._keep(record, fresh, now)
-            self._ids.added(len(fresh), now)
-            if record.subscribed:
-                self._sink.on_events(channel, fresh)
+            run.time = moment
+
+    def enter(self, run: "Run", now: float) -> None:
+        """Publish what a run has drawn, and hand it to the sink as one."""
+        if not run.fresh:
+            return
+        record = run.record
+        record.top = run.top
+        record.time = run.time
+        recent = record.ids.recent
+        if recent is None or recent is not run.recent:
+            # A generation ended meanwhile.
+            recent, _older = self._ids.open(record.ids, now)
+        recent.update(run.ids)
+        self._keep(record, run.fresh, now)
+        self._ids.added(len(run.fresh), now)
+        if record.subscribed:
+            self._sink.on_events(record.name, run.fresh)
 
     def _keep(self, record: ChannelRecord, fresh: list[Event], now: float) -> None:
         rule = self._rules.rule(record.name)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -22,10 +23,12 @@ from pubsub.mongo_documents import (
     event_document,
     event_filter,
     floor_id,
+    only_duplicates,
     read_event,
     read_unarchived,
     unarchived_document,
 )
+from pubsub.mongo_schedules import MongoSchedules
 from pubsub.position import Position
 
 _SELECTION_MS: Final = 2_000
@@ -33,7 +36,6 @@ _MOST_UNARCHIVED: Final = 1_000
 # Motor's threads are five for each core; those that read leave some to whoever writes.
 _MOST_READING: Final = 4
 
-_DUPLICATE: Final = 11_000
 _OTHER_OPTIONS: Final = 85
 _NOT_IMPLEMENTED: Final = 238
 
@@ -75,21 +77,20 @@ class MongoArchive:
         self._unarchived: Any = None
         self._reading = asyncio.Semaphore(_MOST_READING)
         self._writing = asyncio.Lock()
+        self.schedules = MongoSchedules(partial(self._calling, started=True))
 
     # ---- start and end
 
     async def start(self) -> None:
         async with self._calling():
-            if self._client is None:
-                # In a thread, since an address with `+srv` may be looked up at once.
-                self._client = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
-            database = self._client[self._name]
+            database = (await self._connected())[self._name]
             events = database["events"]
             await events.create_index(_ascending("channel", "offset", "time"))
             await events.create_index(_ascending("channel", "time", "offset"))
             await _expire(events)
             await database["floors"].create_index(_ascending("channel"))
             await database["unarchived"].create_index(_ascending("channel", "first"))
+            await self.schedules.open(database)
             self._floors, self._unarchived = database["floors"], database["unarchived"]
             self._events = events
 
@@ -98,6 +99,23 @@ class MongoArchive:
         if client is not None:
             # It says goodbye to the server.
             await asyncio.to_thread(client.close)
+
+    async def look(self) -> tuple[int, bool]:
+        """Return about how many events there are, and whether the server is a replica set.
+
+        Changes nothing and needs no `start`. Raises ArchiveUnavailable.
+        """
+        async with self._calling():
+            client = await self._connected()
+            hello = await client.admin.command("hello")
+            events = await client[self._name]["events"].estimated_document_count()
+        return int(events), "setName" in hello or hello.get("msg") == "isdbgrid"
+
+    async def _connected(self) -> Any:
+        if self._client is None:
+            # In a thread, since an address with `+srv` may be looked up at once.
+            self._client = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
+        return self._client
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
         return AsyncIOMotorClient(
@@ -300,9 +318,7 @@ async def _insert(collection: Any, documents: list[Document]) -> None:
     try:
         await collection.insert_many(documents, ordered=False)
     except BulkWriteError as error:
-        failed = error.details or {}
-        codes = {each.get("code") for each in failed.get("writeErrors", ())}
-        if codes - {_DUPLICATE} or failed.get("writeConcernErrors"):
+        if not only_duplicates(error):
             raise
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from bson.datetime_ms import DatetimeMS
+from pymongo.errors import BulkWriteError
 
 from pubsub.archive import Kept, Query, Unarchived
 from pubsub.envelope import pack_stored, read_stored
@@ -11,11 +12,20 @@ from pubsub.position import Position
 
 Document = dict[str, Any]
 
+DUPLICATE: Final = 11_000
+
 # What a purge leaves of an event: its key, so that it stays away, and when that may go.
 BLANK: Final = dict.fromkeys(
     ("channel", "epoch", "offset", "check", "time", "id", "name", "body"), ""
 )
 EVENT_PARTS: Final = {"_id": False, "offset": True, "body": True}
+
+
+def only_duplicates(error: BulkWriteError) -> bool:
+    """Say whether an insertion failed only for what was there already."""
+    failed = error.details or {}
+    codes = {each.get("code") for each in failed.get("writeErrors", ())}
+    return not (codes - {DUPLICATE} or failed.get("writeConcernErrors"))
 
 
 def event_document(kept: Kept) -> Document:
@@ -41,7 +51,8 @@ def event_document(kept: Kept) -> Document:
 
 def read_event(channel: str, document: Document) -> Event:
     """Return the event of a document."""
-    return read_stored(channel, document["offset"], document["body"])
+    # BSON's own kind of integer is one that encoders do not know.
+    return read_stored(channel, int(document["offset"]), document["body"])
 
 
 def event_filter(query: Query) -> Document:
@@ -71,7 +82,8 @@ def unarchived_document(entry: Unarchived) -> Document:
 
 def read_unarchived(document: Document) -> Unarchived:
     """Return what a document says is missing."""
-    return Unarchived(*(document[name] for name in Unarchived.__struct_fields__))
+    first, last, time = (int(document[name]) for name in ("first", "last", "time"))
+    return Unarchived(document["channel"], document["epoch"], first, last, time)
 
 
 def floor_id(channel: str, floor: Position) -> str:

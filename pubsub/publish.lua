@@ -2,47 +2,52 @@
 --
 -- KEYS  1 record   2 stream   3, 4 generations of ids   5 known channels by when they lapse
 --       6 active channels by name   7 active channels by when to look
---       8 queue of the archive   9 gaps in it
+--       8 queue of the archive   9 gaps in it; for schedules also: 10, 11 generations of ids that
+--       were fired, which are there once one was
 -- ARGV  1 now (empty: Redis's time)   2 an epoch, should one begin   3 channel   4 its address
 --       5 PUBLISH or SPUBLISH   6 room: 1 a new record may be made, 0 not, - and it is not counted
 --       7 history_size   8 history_ttl in ms   9 revision of the settings   10 idempotency window
 --       in ms   11 how long a record outlives its events, in ms   12 1: write also if all ids are
 --       known, so that who waits for replicas waits for those events   13 1: archive the events
 --       14 how long the archive keeps them, in ms (0: for good)   15 bound of the queue (0: none)
+--       16 empty, or that these are fired by a claim on schedules: when it ends, in ms, for how long
+--       their ids are remembered, in ms, and the serial of each, parted by blanks
 --       then for each event: id, body (packed, see envelope.py)
 -- Returns {status, epoch, offset before the first new event, then for each event: its check, or
---       the first one's position if its id is known, or nothing}; status 0: done, 1: done with a
---       new record, 2: no room for a new record, and nothing new was published.
---
--- Ids are kept in two generations: the younger one takes new ids for a window, then the other one,
--- whose ids are older than two windows by then, takes its place. Both are made together, since a
--- script whose keys are there in part is refused while their slot migrates.
+--       the first one's position if its id is known, x and its serial if it was cancelled, or
+--       nothing}; status 0: done, 1: done with a new record, 2: no room for a new record, and
+--       nothing new was published, 3: the claim has ended, and nothing was published.
 
 local now = clock(ARGV[1])
 local window = tonumber(ARGV[10])
-local count = (#ARGV - 15) / 2
+local count = (#ARGV - 16) / 2
+local asked = {}
+for i = 1, count do
+  asked[i] = ARGV[15 + 2 * i]
+end
 
 -- Which ids are known?
-local known = {}
-local young, old, started = KEYS[3], KEYS[4], 0
+local known, memory = {}, nil
 if window > 0 then
-  local asked = { '' }
+  known, memory = recall(KEYS[3], KEYS[4], window, asked, now)
+end
+local fired
+if ARGV[16] ~= '' then
+  local claim = {}
+  for word in string.gmatch(ARGV[16], '%S+') do
+    claim[#claim + 1] = word
+  end
+  -- By the time that it is remembered no more, nobody else may come with the same.
+  if tonumber(claim[1]) <= now then
+    return { 3, '', '0' }
+  end
+  local found
+  found, fired = recall(KEYS[10], KEYS[11], tonumber(claim[2]), asked, now)
   for i = 1, count do
-    asked[i + 1] = ARGV[14 + 2 * i]
-  end
-  local starts = {}
-  for g = 3, 4 do
-    local found = redis.call('HMGET', KEYS[g], unpack(asked))
-    starts[g] = tonumber(found[1]) or 0
-    if starts[g] + 2 * window > now then
-      for i = 1, count do
-        known[i] = known[i] or found[i + 1]
-      end
+    -- Another schedule of that id may have been cancelled, which is nothing to this one.
+    if found[i] and (string.sub(found[i], 1, 1) ~= 'x' or found[i] == 'x' .. claim[2 + i]) then
+      known[i] = found[i]
     end
-  end
-  started = starts[3]
-  if starts[4] > starts[3] then
-    young, old, started = KEYS[4], KEYS[3], starts[4]
   end
 end
 
@@ -50,7 +55,7 @@ local answers = { 0, '', '0' }
 local fresh = {}
 local first = {}
 for i = 1, count do
-  local id = ARGV[14 + 2 * i]
+  local id = asked[i]
   answers[3 + i] = known[i] or ''
   if not known[i] and not first[id] then
     first[id] = i
@@ -59,9 +64,9 @@ for i = 1, count do
 end
 -- WAIT is for what its connection wrote; this one may not be the one that wrote the events.
 local function touch()
-  for g = 3, 4 do
-    if ARGV[12] == '1' and redis.call('EXISTS', KEYS[g]) == 1 then
-      redis.call('HSET', KEYS[g], '', redis.call('HGET', KEYS[g], '') or 0)
+  for _, key in ipairs({ KEYS[3], KEYS[4], KEYS[10], KEYS[11] }) do
+    if ARGV[12] == '1' and redis.call('EXISTS', key) == 1 then
+      redis.call('HSET', key, '', redis.call('HGET', key, '') or 0)
     end
   end
 end
@@ -80,7 +85,7 @@ if not record then
     return answers
   end
   answers[1] = 1
-  record = begin(KEYS[2], 0, ARGV[2])
+  record = begin(KEYS[2], least(ARGV[13], now), ARGV[2])
 elseif beyond(KEYS[2], record) then
   fork_it = true
   fork(record, KEYS[2], 0, ARGV[2])
@@ -117,11 +122,11 @@ local ids = {}
 answers[2] = epoch
 answers[3] = whole(offset)
 for _, i in ipairs(fresh) do
-  local id = ARGV[14 + 2 * i]
+  local id = asked[i]
   local prev = check
   check = string.sub(redis.sha1hex(prev .. id), 1, 16)
   offset = offset + 1
-  local body = ARGV[15 + 2 * i]
+  local body = ARGV[16 + 2 * i]
   envelope[#envelope + 1] = '\151' .. body .. '\176' .. check
   local stored = head .. prev .. '\176' .. check .. packed_time .. '\150' .. body
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept, whole(offset) .. skipped, 'e', stored)
@@ -135,7 +140,7 @@ for _, i in ipairs(fresh) do
 end
 for i = 1, count do
   if answers[3 + i] == '' then
-    answers[3 + i] = known[first[ARGV[14 + 2 * i]]]
+    answers[3 + i] = known[first[asked[i]]]
   end
 end
 
@@ -158,18 +163,10 @@ if answers[1] == 1 and ARGV[6] ~= '-' then
 end
 
 if window > 0 then
-  if started + window <= now then
-    young, old = old, young
-    -- It is gone by its time to live, but for clocks that were turned.
-    redis.call('UNLINK', young)
-    redis.call('HSET', young, '', whole(now), unpack(ids))
-    redis.call('PEXPIRE', young, whole(2 * window))
-    if redis.call('HSETNX', old, '', 0) == 1 then
-      redis.call('PEXPIRE', old, whole(2 * window))
-    end
-  else
-    redis.call('HSET', young, unpack(ids))
-  end
+  remember(memory, ids, now)
+end
+if fired then
+  remember(fired, ids, now)
 end
 
 if forked then

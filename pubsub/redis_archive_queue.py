@@ -122,16 +122,24 @@ class RedisArchiveQueue:
 
     async def reached(self) -> list[Reached]:
         """Return how far the queue of each partition goes."""
-        answers = await gather(
-            [
-                self._link.run(self._scripts.backlog, self._keys.queue(each))
-                for each in range(self._keys.partitions)
-            ]
+        return await gather([self._reached(each) for each in range(self._keys.partitions)])
+
+    # For readers
+
+    async def mark(self, channel: str) -> tuple[int, int]:
+        """Return up to where the channel's partition has been queued by now; see `Coming`."""
+        return (await self._reached(self.partition(channel))).highest
+
+    async def passed(self, channel: str, mark: tuple[int, int]) -> bool:
+        """Return whether all that was queued up to `mark` is archived."""
+        lowest = (await self._reached(self.partition(channel))).lowest
+        return lowest is None or lowest > mark
+
+    async def _reached(self, partition: int) -> Reached:
+        highest, lowest, waiting = await self._link.run(
+            self._scripts.backlog, self._keys.queue(partition)
         )
-        return [
-            Reached(_place(highest), _place(lowest) if lowest else None, int(waiting))
-            for highest, lowest, waiting in answers
-        ]
+        return Reached(_place(highest), _place(lowest) if lowest else None, int(waiting))
 
 
 def _place(entry_id: bytes) -> tuple[int, int]:

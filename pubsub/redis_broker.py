@@ -20,6 +20,7 @@ from pubsub.heard import Heard
 from pubsub.position import Position, new_epoch
 from pubsub.presence import PresenceChange
 from pubsub.redis_channels import RedisChannels, read_top
+from pubsub.redis_client import Part
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_listener import RedisListener
@@ -98,7 +99,7 @@ class RedisBroker:
         self.keys = keys or RedisKeys()
         self.node = node or secrets.token_hex(8)
         self._scripts = RedisScripts()
-        self._times = RedisTimes(
+        self.times = RedisTimes(
             idempotency_window_s=idempotency_window_s,
             position_ttl_s=position_ttl_s,
             clock_ms=clock_ms,
@@ -106,13 +107,13 @@ class RedisBroker:
         self._closed = False
         self._heard = Heard()
         self._channels = RedisChannels(
-            link, self._scripts, self.keys, self._times, ChannelRoom(max_channels)
+            link, self._scripts, self.keys, self.times, ChannelRoom(max_channels)
         )
         self._publishing = RedisPublishing(
             link,
             self._scripts,
             self.keys,
-            self._times,
+            self.times,
             self._channels,
             rules,
             revision,
@@ -217,6 +218,13 @@ class RedisBroker:
         self._check()
         return await self._publishing.publish(drafts)
 
+    async def fire(
+        self, drafts: Sequence[Draft], serials: Sequence[str], till_ms: int, keep_ms: int
+    ) -> list[Published | PubSubError]:
+        """Publish what schedules say; see `RedisPublishing.fire`. Raises BrokerUnavailable."""
+        self._check()
+        return await self._publishing.fire(drafts, serials, till_ms, keep_ms)
+
     async def subscribe(self, channel: str) -> Position:
         self._check()
         address = self.keys.address(channel)
@@ -244,7 +252,7 @@ class RedisBroker:
         self._check()
         self._heard.end(channel)
         self.listener.unsubscribe(self.keys.address(channel))
-        times = self._times
+        times = self.times
         await self.link.run(
             self._scripts.leave,
             [self.keys.record(channel)],
@@ -273,7 +281,7 @@ class RedisBroker:
         answer = await self.link.run(
             self._scripts.history,
             [self.keys.record(channel), self.keys.stream(channel)],
-            self._times.now(),
+            self.times.now(),
             min(after, MOST_OFFSET),
             "" if before is None else min(before, MOST_OFFSET),
             limit,
@@ -291,7 +299,7 @@ class RedisBroker:
             raise BrokerUnavailable("the evidence is not a position of this broker")
         keys = self.keys
         lists = keys.lists(keys.partition(channel))
-        times = self._times
+        times = self.times
 
         def call(room: bool) -> Awaitable[Any]:
             return self.link.run(
@@ -299,23 +307,39 @@ class RedisBroker:
                 [keys.record(channel), keys.stream(channel), lists[0]],
                 *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
                 *(int(room), times.lapse_ms),
-                *(evidence.epoch, evidence.offset, evidence.check),
+                *(evidence.epoch, evidence.offset, evidence.check, int(self._archived(channel))),
             )
 
         return await self._with_room(call)
 
     async def purge(self, channel: str) -> Position | None:
         self._check()
-        keys, times = self.keys, self._times
-        archive = self.archive_queue_max is not None and self._rules.rule(channel).archive
-        # Not repeated: it would take what was published since.
-        answer = await self.link.run(
-            self._scripts.purge,
-            [keys.record(channel), keys.stream(channel), *keys.queue(keys.partition(channel))],
-            *(times.now(), keys.address(channel), keys.send, times.lapse_ms),
-            *(channel, int(archive), self.archive_queue_max or 0),
-            repeat=False,
+        keys, times = self.keys, self.times
+        archive = self._archived(channel)
+        parts: tuple[Part, ...] = (
+            times.now(),
+            keys.address(channel),
+            keys.send,
+            times.lapse_ms,
+            channel,
+            int(archive),
+            self.archive_queue_max or 0,
         )
+
+        async def call() -> Any:
+            # Not repeated: it would take what was published since.
+            return await self.link.run(
+                self._scripts.purge,
+                [keys.record(channel), keys.stream(channel), *keys.queue(keys.partition(channel))],
+                *parts,
+                repeat=False,
+            )
+
+        answer = await call()
+        if answer is None and archive:
+            # What it was before it lapsed may be in the archive.
+            await self._open(channel)
+            answer = await call()
         if archive:
             self.on_queued(channel)
         return None if answer is None else read_top(answer)
@@ -345,9 +369,12 @@ class RedisBroker:
         if self._closed:
             raise BrokerUnavailable("the broker is closed")
 
+    def _archived(self, channel: str) -> bool:
+        return self.archive_queue_max is not None and self._rules.rule(channel).archive
+
     async def _open(self, channel: str) -> Position:
         """Make the channel's record if there is none, take a lease, and return the top."""
-        keys, times = self.keys, self._times
+        keys, times = self.keys, self.times
 
         def call(room: bool) -> Awaitable[Any]:
             return self.link.run(
@@ -359,6 +386,7 @@ class RedisBroker:
                 ],
                 *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
                 *(int(room), times.lapse_ms, self.node, times.lease_ms),
+                int(self._archived(channel)),
             )
 
         return await self._with_room(call)

@@ -4,6 +4,8 @@
     {prefix:p<n>}:s:<channel>    stream of events
     {prefix:p<n>}:i0:<channel>   first and second generation of published ids (hashes)
     {prefix:p<n>}:i1:<channel>
+    {prefix:p<n>}:f0:<channel>   the same of ids that schedules had, of which there may be none
+    {prefix:p<n>}:f1:<channel>
     {prefix:p<n>}:known          the partition's channels by when they lapse (sorted set)
     {prefix:p<n>}:active         the partition's active channels by name (sorted set)
     {prefix:p<n>}:due            the partition's active channels by when to look (sorted set)
@@ -84,6 +86,11 @@ class RedisKeys:
         """Return the keys of the two generations of a channel's ids."""
         tag = self._tag(channel)
         return f"{tag}:i0:{channel}", f"{tag}:i1:{channel}"
+
+    def fired(self, channel: str) -> tuple[str, str]:
+        """Return the keys of the two generations of ids that schedules of a channel had."""
+        tag = self._tag(channel)
+        return f"{tag}:f0:{channel}", f"{tag}:f1:{channel}"
 
     def lists(self, partition: int) -> tuple[str, str, str]:
         """Return the keys of a partition's lists: known, active, due."""

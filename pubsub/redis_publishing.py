@@ -7,7 +7,14 @@ from typing import Any, Final
 
 from pubsub.broker import HistoryRules
 from pubsub.envelope import pack_body
-from pubsub.errors import BrokerUnavailable, NotReplicated, PubSubError, TooManyChannels
+from pubsub.errors import (
+    BrokerUnavailable,
+    Cancelled,
+    ClaimEnded,
+    NotReplicated,
+    PubSubError,
+    TooManyChannels,
+)
 from pubsub.event import Draft, Published
 from pubsub.heard import Acknowledged
 from pubsub.position import Position, new_epoch
@@ -31,8 +38,11 @@ _UNLISTED: Final = "-"
 _UNLISTED_LAPSE_MS: Final = 600_000
 MADE: Final = 1
 FULL: Final = 2
+ENDED: Final = 3
 
 Answers = list[Published | PubSubError | None]
+# The serials of schedules, when the claim on them ends, how long their ids are remembered, in ms.
+Firing = tuple[Sequence[str], int, int]
 
 
 class _Job:
@@ -48,6 +58,7 @@ class _Job:
         "keys",
         "listed",
         "places",
+        "serials",
         "size",
     )
 
@@ -57,6 +68,8 @@ class _Job:
         self.channel = channel
         self.keys = keys
         self.places: list[int] = []
+        # Of the schedules that are fired, as many as there are places; none for others.
+        self.serials: list[str] = []
         self.begin = 0
         self.end = 0
         self.body: list[Part] = []
@@ -125,17 +138,34 @@ class RedisPublishing:
         self._monotonic = monotonic
         self.acknowledged = Acknowledged()
 
+    async def fire(
+        self, drafts: Sequence[Draft], serials: Sequence[str], till_ms: int, keep_ms: int
+    ) -> list[Published | PubSubError]:
+        """Publish what schedules say, unless the claim on them has ended; safe to repeat.
+
+        `serials` are those of the schedules, `till_ms` is when the claim ends by Redis's clock, and
+        for `keep_ms` the ids are remembered. Raises nothing; answers with ClaimEnded and Cancelled
+        too.
+        """
+        return await self.publish(drafts, firing=(serials, till_ms, keep_ms))
+
     async def publish(
-        self, drafts: Sequence[Draft], *, listed: bool = True
+        self,
+        drafts: Sequence[Draft],
+        *,
+        listed: bool = True,
+        firing: Firing | None = None,
     ) -> list[Published | PubSubError]:
         """See `Broker.publish`. Channels that are not `listed` count nowhere."""
         jobs: dict[str, _Job] = {}
         for place, draft in enumerate(drafts):
             job = jobs.get(draft.channel)
             if job is None:
-                keys = self._keys_of(draft.channel)
+                keys = self._keys_of(draft.channel, fired=firing is not None)
                 job = jobs[draft.channel] = _Job(draft.channel, keys, listed)
             job.places.append(place)
+            if firing is not None:
+                job.serials.append(firing[0][place])
         answers: Answers = [None] * len(drafts)
         left = [job for job in jobs.values() if job.load(drafts)]
         deadline = asyncio.get_running_loop().time() + self._link.call_timeout_s
@@ -143,14 +173,19 @@ class RedisPublishing:
         try:
             async with asyncio.timeout_at(deadline):
                 while left:
-                    left = await self._round(left, drafts, answers, pauses)
+                    left = await self._round(left, drafts, answers, pauses, firing)
         except TimeoutError:
             pass
         late = BrokerUnavailable("Redis did not answer in time")
         return [late if answer is None else answer for answer in answers]
 
     async def _round(
-        self, jobs: list[_Job], drafts: Sequence[Draft], answers: Answers, pauses: Pauses
+        self,
+        jobs: list[_Job],
+        drafts: Sequence[Draft],
+        answers: Answers,
+        pauses: Pauses,
+        firing: Firing | None,
     ) -> list[_Job]:
         """Let each job make one call; return the jobs that have more to do."""
         room = self._channels.room
@@ -162,7 +197,7 @@ class RedisPublishing:
             for job in jobs:
                 may = job.listed and room.ask()
                 try:
-                    calls.append((job, may, self._send(job, may)))
+                    calls.append((job, may, self._send(job, may, firing)))
                 except BrokerUnavailable as error:
                     if may:
                         room.done(False)
@@ -188,7 +223,7 @@ class RedisPublishing:
                     if not error.refused:
                         # Another Redis may answer next.
                         self.acknowledged.seal()
-                    if error.passing and (error.refused or self._times.window_ms):
+                    if error.passing and (error.refused or job.serials or self._times.window_ms):
                         failed.append(job)
                     else:
                         _refuse(job, answers, error)
@@ -210,16 +245,18 @@ class RedisPublishing:
             failed = []
         return [*failed, *full, *left]
 
-    def _keys_of(self, channel: str) -> Sequence[str]:
+    def _keys_of(self, channel: str, *, fired: bool) -> Sequence[str]:
         keys = self._keys
         partition = keys.partition(channel)
         return (
             *(keys.record(channel), keys.stream(channel), *keys.ids(channel)),
             *keys.lists(partition),
             *keys.queue(partition),
+            # Not for others: they are not there where nothing was ever scheduled.
+            *(keys.fired(channel) if fired else ()),
         )
 
-    def _send(self, job: _Job, room: bool) -> "asyncio.Future[Any]":
+    def _send(self, job: _Job, room: bool, firing: Firing | None) -> "asyncio.Future[Any]":
         times = self._times
         size, ttl_ms, lapse_ms, archive_ttl_ms = 0, 0, _UNLISTED_LAPSE_MS, 0
         replicated = job.listed and self._wait_replicas > 0
@@ -245,6 +282,7 @@ class RedisPublishing:
             int(job.archived),
             archive_ttl_ms,
             self._queue_max or 0,
+            "" if firing is None else _claim(job, firing),
         ]
         parts += job.body
         return self._link.send_publish(
@@ -267,6 +305,10 @@ class RedisPublishing:
         self, job: _Job, drafts: Sequence[Draft], answers: Answers, answer: Sequence[Any]
     ) -> None:
         """Note what a call answered."""
+        if answer[0] == ENDED:
+            for place in job.places[job.begin : job.end]:
+                answers[place] = ClaimEnded("the claim has ended")
+            return
         epoch, offset = answer[1].decode(), int(answer[2])
         top, known = None, False
         for number, each in enumerate(answer[3:], job.begin):
@@ -276,6 +318,8 @@ class RedisPublishing:
                 offset += 1
                 top, known = Position(epoch, offset, each.decode()), False
                 answers[place] = Published(job.channel, top, event_id)
+            elif each[:1] == b"x":
+                answers[place] = Cancelled("it was cancelled")
             elif each:
                 first = Position.parse(each.decode())
                 answers[place] = Published(job.channel, first, event_id, True)
@@ -289,6 +333,12 @@ class RedisPublishing:
         # A probe is nothing that anybody counts on.
         if top is not None and job.listed:
             self.acknowledged.add(job.channel, top, self._monotonic(), known=known)
+
+
+def _claim(job: _Job, firing: Firing) -> str:
+    """Return what the script is told of the claim by which schedules are fired."""
+    _serials, till_ms, keep_ms = firing
+    return " ".join((str(till_ms), str(keep_ms), *job.serials[job.begin : job.end]))
 
 
 def too_many(channels: RedisChannels) -> TooManyChannels:

@@ -27,9 +27,15 @@ class RedisScripts:
 
     def __init__(self) -> None:
         shared = "".join(map(read_script, _SHARED))
-        queue = read_script("queue")
+        queue, ids = read_script("queue"), read_script("ids")
         each = {
-            name: Script(name, shared + (queue if name in _QUEUEING else "") + read_script(name))
+            name: Script(
+                name,
+                shared
+                + (queue if name in _QUEUEING else "")
+                + (ids if name == "publish" else "")
+                + read_script(name),
+            )
             for name in _NAMES
         }
         self.publish = each["publish"]

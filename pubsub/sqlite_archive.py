@@ -12,6 +12,7 @@ from pubsub.archive import Entry, Query, Unarchived
 from pubsub.errors import ArchiveRefused, ArchiveUnavailable
 from pubsub.event import Event
 from pubsub.ledger import LedgerRecord, PublishedId
+from pubsub.schedules import Schedule
 from pubsub.sqlite_reading import (
     read_channels,
     read_events,
@@ -19,6 +20,7 @@ from pubsub.sqlite_reading import (
     read_records,
     read_unarchived,
 )
+from pubsub.sqlite_schedules import SqliteSchedules, delete_schedules
 from pubsub.sqlite_schema import migrate, transaction
 from pubsub.sqlite_thread import SqliteThread
 from pubsub.sqlite_writing import Writing, read_record
@@ -69,6 +71,7 @@ class SqliteArchive:
             call_timeout_s=call_timeout_s,
             interruptible=True,
         )
+        self.schedules = SqliteSchedules(self._writer, self._reader)
 
     async def start(self) -> None:
         # The writer makes the database that the reader opens.
@@ -84,6 +87,9 @@ class SqliteArchive:
     async def write(self, entries: Sequence[Entry]) -> None:
         if entries:
             await self._writer.run(partial(self._write, tuple(entries)))
+
+    async def fire(self, entries: Sequence[Entry], fired: Sequence[Schedule]) -> None:
+        await self._writer.run(partial(self._write, tuple(entries), fired=tuple(fired)))
 
     async def begin(self, record: LedgerRecord) -> None:
         await self._writer.run(partial(self._begin, record))
@@ -119,9 +125,16 @@ class SqliteArchive:
 
     # ---- in the writing thread
 
-    def _write(self, entries: Sequence[Entry], connection: sqlite3.Connection) -> None:
+    def _write(
+        self,
+        entries: Sequence[Entry],
+        connection: sqlite3.Connection,
+        *,
+        fired: Sequence[Schedule] = (),
+    ) -> None:
         writing = self._writing(connection)
         with transaction(connection):
+            delete_schedules(connection, fired)
             writing.write(entries)
             writing.finish()
         if writing.purged:

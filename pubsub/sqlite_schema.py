@@ -54,8 +54,28 @@ _FIRST: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
 
+# An event that is to be published at a time, and who is about to publish what is due of a channel.
+_SECOND: Final = (
+    """CREATE TABLE schedules (
+        channel TEXT NOT NULL,
+        id TEXT NOT NULL,
+        deliver_at INTEGER NOT NULL,
+        serial TEXT NOT NULL,
+        user TEXT,
+        body BLOB NOT NULL,
+        PRIMARY KEY (channel, id)
+    ) STRICT""",
+    """CREATE INDEX schedules_by_time ON schedules (deliver_at, id)""",
+    """CREATE INDEX schedules_by_channel ON schedules (channel, deliver_at, id)""",
+    """CREATE TABLE claims (
+        channel TEXT PRIMARY KEY,
+        holder TEXT NOT NULL,
+        till INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
 # Each step leads to the next version; one that was released never changes.
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST,)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _SECOND)
 VERSION: Final = len(MIGRATIONS)
 
 
@@ -67,12 +87,12 @@ def migrate(
     Raises ArchiveRefused for a database of a later version or of another program.
     """
     with transaction(connection, "BEGIN"):
-        version = _version(connection, len(migrations))
+        version = read_version(connection, len(migrations))
     if version == len(migrations):
         return
     with transaction(connection):
         # Another process may have done it meanwhile.
-        version = _version(connection, len(migrations))
+        version = read_version(connection, len(migrations))
         for statements in migrations[version:]:
             for statement in statements:
                 connection.execute(statement)
@@ -93,8 +113,12 @@ def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") 
         raise
 
 
-def _version(connection: sqlite3.Connection, newest: int) -> int:
-    # Within a transaction, lest a file that another process makes looks like half of one.
+def read_version(connection: sqlite3.Connection, newest: int) -> int:
+    """Return the version of a database, 0 for a new file.
+
+    To be called within a transaction, lest a file that another process makes looks like half of
+    one. Raises ArchiveRefused for a version beyond `newest`, or another program's database.
+    """
     version = _pragma(connection, "user_version")
     if _pragma(connection, "application_id") != APPLICATION_ID:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

@@ -25,6 +25,7 @@ from config.sources import Loaded, reloadable
 from handlers.accept import RESERVE, Acceptor
 from handlers.live import Live
 from handlers.routes import make_admin_application, make_application
+from pubsub.errors import ArchiveUnavailable
 from pubsub.ulid import UlidFactory
 from server.auth import Auth
 from server.backplane import open_backplane
@@ -111,12 +112,17 @@ class App:
             broker=self._backplane.broker,
             presence=self._backplane.presence,
             control=self._backplane.control,
+            archive=self._backplane.archive,
+            coming=self._backplane.coming,
+            scheduler=self._backplane.scheduler,
             auth=Auth(settings, self._rules, jwks=self._jwks, ticket_secret=self._ticket_secret),
             metrics=Metrics(version=app_version()),
             timetable=Timetable(self._loop),
             new_id=UlidFactory(),
         )
         node.metrics.count(self._backplane.counters)
+        node.metrics.archive(self._backplane.archived)
+        node.metrics.schedules(self._backplane.scheduled)
         node.lifecycle.checks.append(self._backplane.problem)
         if self._jwks is not None:
             jwks = self._jwks
@@ -287,7 +293,11 @@ async def run(
         loop.add_signal_handler(signal.SIGINT, on_stop)
         loop.add_signal_handler(signal.SIGHUP, on_reload)
     try:
-        await app.start()
+        try:
+            await app.start()
+        except ArchiveUnavailable as error:
+            _log.error("the archive cannot be opened: %s", error)
+            return 1
         _log.info("listening on %s", app.url, extra={"node": app.node.name})
         if tie is not None:
             tie.say_ready()

@@ -17,6 +17,7 @@ from server.cli_flags import parse
 if TYPE_CHECKING:
     from config.settings import Settings
     from config.sources import Loaded
+    from server.cli_archive import Wanted
     from server.cli_target import Credential, Target
 
 _INTERRUPTED = 130
@@ -165,6 +166,7 @@ def _key(args: argparse.Namespace) -> int:
 
 def _publish(args: argparse.Namespace) -> int:
     from server.cli_publish import Publisher, parse_tags, publish, publish_lines, read_data
+    from server.cli_times import parse_time
 
     common: dict[str, Any] = {}
     for name in ("channel", "name", "id"):
@@ -172,6 +174,8 @@ def _publish(args: argparse.Namespace) -> int:
             common[name] = value
     if args.tag:
         common["tags"] = parse_tags(args.tag)
+    if args.deliver_at is not None:
+        common["deliver_at"] = parse_time(args.deliver_at, "--deliver-at")
     if not args.ndjson:
         common["data"] = read_data(args.data)
     target, credential = _server(args)
@@ -205,6 +209,31 @@ def _readings(args: argparse.Namespace) -> int:
         publisher.close()
 
 
+def _export(args: argparse.Namespace) -> int:
+    from server.cli_export import export
+
+    settings, url, name, wanted = _archive(args)
+    return export(settings, url, name, wanted, resume=args.resume, as_json=args.json)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from server.cli_import import import_events
+
+    settings, url, name, wanted = _archive(args)
+    return import_events(settings, url, name, wanted, strict=args.strict, as_json=args.json)
+
+
+def _archive(args: argparse.Namespace) -> "tuple[Settings, str, str, Wanted]":
+    """Return the settings, the archive's address, the file, and which events are meant."""
+    from server.cli_archive import STANDARD, Channels, Wanted, parse_time
+
+    times = parse_time(args.since, "--from"), parse_time(args.until, "--to")
+    wanted = Wanted(Channels(args.channel), *times)
+    settings = _load(args).settings
+    url = settings.archive.url if args.archive is None else args.archive
+    return settings, url, STANDARD if args.file is None else args.file, wanted
+
+
 def _server(args: argparse.Namespace) -> "tuple[Target, Credential]":
     """Return the server that a client is to go to, and what it shows there.
 
@@ -231,6 +260,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "publish": _publish,
     "tail": _tail,
     "readings": _readings,
+    "export": _export,
+    "import": _import,
 }
 
 

@@ -8,9 +8,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from config.checks import MEMORY, mask_url
+from config.checks import MEMORY, is_loopback, mask_url
 from config.rules import ChannelRules
 from config.settings import Settings, warnings
+from pubsub.archive_check import look_at as look_at_archive
+from pubsub.archive_url import parse_archive_url
 from pubsub.errors import RedisUrlRejected
 from pubsub.redis_check import look_at
 from pubsub.redis_client import Topology, connect
@@ -107,7 +109,7 @@ def examine(settings: Settings, host: Host) -> list[Finding]:
     found += [Finding("settings", "warn", text) for text in warnings(settings)]
     if usable:
         found += _broker(settings)
-    found.append(Finding("archive", "ok", "none is used"))
+        found += _archive(settings)
     found.append(_files(settings.limits.connections, host))
     if host.backlog is not None:
         found.append(_backlog(host.backlog))
@@ -131,6 +133,25 @@ def _private_broker() -> Finding:
     if program is None:
         return Finding("broker", "fail", NOT_FOUND)
     return Finding("broker", "ok", f"workers get a private Redis ({program})")
+
+
+def _archive(settings: Settings) -> list[Finding]:
+    section = settings.archive
+    target = parse_archive_url(section.url)
+    looked = asyncio.run(look_at_archive(target, call_timeout_s=section.call_timeout_s))
+    found = [Finding("archive", status, message) for status, message in looked]
+    if target.kind == "sqlite" and _is_elsewhere(settings.broker.url):
+        text = "nodes on several machines would each have a file of their own: use a MongoDB"
+        found.append(Finding("archive", "warn", f"SQLite with a Redis on another machine: {text}"))
+    return found
+
+
+def _is_elsewhere(broker_url: str) -> bool:
+    """Say whether a broker is one that nodes on other machines may use too."""
+    if broker_url == MEMORY:
+        return False
+    target = parse_redis_url(broker_url)
+    return any(not is_loopback(each.host) for each in target.endpoints)
 
 
 def _files(connections: int, host: Host) -> Finding:

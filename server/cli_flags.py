@@ -48,6 +48,7 @@ _PUBLISH_MORE: Final = """\
 example:
   galecast publish --dev chat.lobby '{"text": "hello"}'
   galecast publish --key-file orders.key --url https://events.example.com orders.eu - < order.json
+  galecast publish --key-file orders.key --deliver-at +30s orders.eu '{"remind": 17}'
   sensors | galecast publish --dev --ndjson sensors.raw
 
 With --ndjson each line of standard input is the data of one event; without CHANNEL it is a whole
@@ -59,6 +60,23 @@ example:
   galecast tail --key-file reader.key --url https://events.example.com orders.eu orders.us --json
 
 It comes back when the connection is lost, and goes on behind the last event. Ctrl-C ends it.
+"""
+_EXPORT_MORE: Final = """\
+example:
+  galecast export --config galecast.toml events.ndjson.gz
+  galecast export --archive-url sqlite:///a.db --channel 'orders.>' --from 2026-01-31 > a.ndjson
+
+One event is one line, with all its fields, and import takes it again. Nodes may run meanwhile.
+Times are ms since 1970, or as in ISO 8601, in UTC unless they say otherwise.
+"""
+_IMPORT_MORE: Final = """\
+example:
+  galecast import --config galecast.toml events.ndjson.gz
+  galecast import --archive-url sqlite:///a.db --strict < a.ndjson
+
+Events keep their positions, so importing them again changes nothing. How long they are kept says
+the rule of their channel. A node that has its broker in memory has to be stopped meanwhile. The
+exit code is 1 if a line was wrong.
 """
 _READINGS_MORE: Final = """\
 example:
@@ -111,6 +129,9 @@ def _take(args: argparse.Namespace, late: list[str]) -> bool:
     """Put positional arguments that stood behind an option in their place, if there is one."""
     if args.command == "tail":
         args.channels += late
+        return True
+    if args.command in ("export", "import") and len(late) == 1 and args.file is None:
+        args.file = late[0]
         return True
     if args.command == "publish" and len(late) == 1 and args.data is None:
         args.data = late[0]
@@ -177,7 +198,37 @@ def make_parser() -> argparse.ArgumentParser:
     _publish(command("publish", "publish an event", _PUBLISH_MORE))
     _tail(command("tail", "show the events of channels as they come", _TAIL_MORE))
     _readings(command("readings", "publish what this machine is doing", _READINGS_MORE))
+    exported = command("export", "write archived events as lines of JSON", _EXPORT_MORE)
+    _archived(exported, "where to write; .gz compresses; standard output if left out, or -")
+    exported.add_argument(
+        "--resume", action="store_true", help="go on where an export to this file was broken off"
+    )
+    imported = command("import", "take exported events into the archive", _IMPORT_MORE)
+    _archived(imported, "what to read, .gz too; standard input if left out, or -")
+    imported.add_argument("--strict", action="store_true", help="end at the first wrong line")
     return parser
+
+
+def _archived(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("file", nargs="?", metavar="FILE", help=text)
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="channels, all if left out; may be repeated",
+    )
+    parser.add_argument("--from", dest="since", metavar="TIME", help="events of this time or later")
+    parser.add_argument("--to", dest="until", metavar="TIME", help="events before this time")
+    _some_settings(parser)
+    # Not among the settings: a MongoDB would then ask for the broker that belongs to it.
+    parser.add_argument(
+        "--archive-url",
+        dest="archive",
+        metavar="URL",
+        help="the archive; else that of the settings",
+    )
+    _json(parser)
 
 
 def _some_settings(
@@ -252,6 +303,12 @@ def _publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", metavar="ID", help="id of the event; an id is published once")
     parser.add_argument(
         "--tag", action="append", default=[], metavar="KEY=VALUE", help="tag; may be repeated"
+    )
+    parser.add_argument(
+        "--deliver-at",
+        metavar="TIME",
+        help="publish it then: 2030-01-31T08:00:00Z (without a zone in that of this machine), ms "
+        "since 1970, or +30s, +5m, +2h, +1d from now; the server needs an archive",
     )
     parser.add_argument("--ndjson", action="store_true", help="publish every line of stdin")
     _client(parser)

@@ -12,6 +12,7 @@ from msgspec import Raw
 from pubsub.ulid import UlidFactory
 from server.cli_output import CommandFailed, put, put_json, tell
 from server.cli_target import CONNECT_TIMEOUT_S, Credential, Problem, Target, problem_of
+from server.cli_times import show_time
 from server.json_text import explain
 
 Event = dict[str, Any]
@@ -24,12 +25,14 @@ _CHUNK_BYTES: Final = 65_536
 
 
 class _Answer(msgspec.Struct):
-    """What the server says of one event: where it stands, or why it was refused."""
+    """What the server says of one event: where it stands, when it will, or why it was refused."""
 
     channel: str = ""
     position: str = ""
     id: str = ""
     duplicate: bool = False
+    scheduled: bool = False
+    deliver_at: int = 0
     error: Problem | None = None
 
 
@@ -255,7 +258,7 @@ def _decoded(line: bytes) -> _Answer:
         answer = msgspec.json.decode(line, type=_Answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         answer = _Answer()
-    if not answer.position and answer.error is None:
+    if not answer.position and not answer.scheduled and answer.error is None:
         raise CommandFailed("this server's answer is not that of an event server")
     return answer
 
@@ -267,7 +270,9 @@ def _lost(error: Exception) -> str:
 
 
 def _show(answer: _Answer, *, as_json: bool) -> None:
-    if as_json:
+    if answer.scheduled:
+        _show_scheduled(answer, as_json=as_json)
+    elif as_json:
         put_json(
             {
                 "channel": answer.channel,
@@ -279,3 +284,19 @@ def _show(answer: _Answer, *, as_json: bool) -> None:
     else:
         note = ", duplicate: it was published before" if answer.duplicate else ""
         put(f"{answer.channel}: position {answer.position}, id {answer.id}{note}")
+
+
+def _show_scheduled(answer: _Answer, *, as_json: bool) -> None:
+    if as_json:
+        put_json(
+            {
+                "channel": answer.channel,
+                "id": answer.id,
+                "deliver_at": answer.deliver_at,
+                "scheduled": True,
+                "duplicate": answer.duplicate,
+            }
+        )
+    else:
+        note = ", duplicate: it was scheduled before" if answer.duplicate else ""
+        put(f"{answer.channel}: scheduled for {show_time(answer.deliver_at)}, id {answer.id}{note}")

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from config.limits import LimitSettings
 from config.patterns import NameRejected, check_channel
 from config.rules import ChannelRules
-from pubsub.broker import Broker, History
+from pubsub.broker import History
+from pubsub.chronicle import Chronicle
 from pubsub.errors import PositionRejected, PubSubError
 from pubsub.position import Position
 from pubsub.presence import Member, PresenceStore
@@ -73,6 +74,13 @@ def position(text: str | None, field: str) -> Position | None:
         raise BadRequest(f"{field} is not a position") from None
 
 
+def check_past(rewind: int | None, from_ms: int | None) -> bool:
+    """Return whether either is given; raises BadRequest if both are."""
+    if rewind is not None and from_ms is not None:
+        raise BadRequest("rewind and from exclude each other")
+    return rewind is not None or from_ms is not None
+
+
 def knows(history: History, before: Position) -> bool:
     """Say whether `before` can be of the channel whose events before it were read."""
     if before.offset > history.top.offset:
@@ -90,7 +98,7 @@ class Commands:
         self,
         *,
         auth: Auth,
-        broker: Broker,
+        chronicle: Chronicle,
         presence: PresenceStore,
         rules: ChannelRules,
         publishing: Publishing,
@@ -98,7 +106,7 @@ class Commands:
         limits: LimitSettings,
     ) -> None:
         self._auth = auth
-        self._broker = broker
+        self._chronicle = chronicle
         self._presence = presence
         self._rules = rules
         self._publishing = publishing
@@ -147,6 +155,8 @@ class Commands:
 
     async def _publish(self, session: Session, command: Publish) -> None:
         session.pay_publish()
+        if command.deliver_at is not UNSET:
+            raise BadRequest("deliver_at is taken over HTTP only")
         draft = self._publishing.draft(
             session.principal,
             channel=command.channel,
@@ -178,6 +188,7 @@ class Commands:
             ref=command.ref,
             since=since,
             rewind=command.rewind,
+            from_ms=command.from_ms,
             presence=command.presence,
         )
 
@@ -189,6 +200,7 @@ class Commands:
         ref: int | None = None,
         since: Position | None = None,
         rewind: int | None = None,
+        from_ms: int | None = None,
         presence: bool = False,
     ) -> None:
         """Begin a subscription for a session; raises Refused or PubSubError.
@@ -202,16 +214,18 @@ class Commands:
         self.require_subscribe(
             session.principal,
             channel,
-            rewind=rewind is not None,
+            past=check_past(rewind, from_ms),
             presence=presence,
             given=given is not None,
         )
         if given is None:
-            await self._begin(session, channel, ref, since, rewind, presence)
+            await self._begin(session, channel, ref, since, rewind, presence, from_ms=from_ms)
             return
         self._subscribing.end(given)
         try:
-            await self._begin(session, channel, ref, since, rewind, presence, by_server=True)
+            await self._begin(
+                session, channel, ref, since, rewind, presence, from_ms=from_ms, by_server=True
+            )
         except (Refused, PubSubError):
             # The refusal alone would mean that all is as before.
             session.reply(
@@ -258,6 +272,7 @@ class Commands:
         rewind: int | None,
         presence: bool,
         *,
+        from_ms: int | None = None,
         by_server: bool = False,
         watching_by_server: bool = False,
     ) -> None:
@@ -276,7 +291,7 @@ class Commands:
         if self._rules.rule(channel).presence and session.principal.kind != "service":
             member = Member(session.id, session.principal.user)
         await self._subscribing.subscribe(
-            subscription, ref=ref, since=since, rewind=rewind, member=member
+            subscription, ref=ref, since=since, rewind=rewind, from_ms=from_ms, member=member
         )
 
     def require_subscribe(
@@ -284,18 +299,19 @@ class Commands:
         principal: Principal,
         channel: str,
         *,
-        rewind: bool,
+        past: bool,
         presence: bool,
         given: bool = False,
     ) -> None:
         """Return if `principal` may subscribe so; raises BadRequest or Forbidden.
 
-        `given`: the server has subscribed it already, which stands for the grant to subscribe.
+        `past`: with events of the time before. `given`: the server has subscribed it already, which
+        stands for the grant to subscribe.
         """
         channel_name(channel)
         if not given:
             principal.require("subscribe", channel)
-        if rewind:
+        if past:
             principal.require("history", channel)
         if presence:
             self.require_presence(principal, channel)
@@ -346,7 +362,7 @@ class Commands:
         session.principal.require("history", channel)
         before = position(command.before, "before")
         limit = min(command.limit, self._limits.history_per_reply)
-        history = await self._broker.history(
+        history = await self._chronicle.history(
             channel,
             before=None if before is None else before.offset,
             limit=limit + 1,

@@ -43,6 +43,7 @@ class Hub:
     def __init__(
         self,
         broker: Broker,
+        reads: SharedReads,
         presence: PresenceStore,
         rules: ChannelRules,
         metrics: Metrics,
@@ -57,7 +58,7 @@ class Hub:
         self.rules = rules
         self.metrics = metrics
         self.timetable = timetable
-        self.reads = SharedReads(broker)
+        self.reads = reads
         self.feeds: dict[str, Feed] = {}
         self.sessions: dict[str, Session] = {}
         self._users: dict[str, dict[str, Session]] = {}

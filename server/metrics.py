@@ -51,6 +51,31 @@ BROKER: Final = {
     "surprises": "Subscriptions that Redis confirmed or ended unasked.",
 }
 
+# What `archive` may be told of, with help: what grows and what goes up and down.
+ARCHIVE: Final = {
+    "failures": "Writes to the archive that failed; they are tried again, or were refused.",
+    "gaps": "Times that events were missing in the archive since the queue was full.",
+    "junk": "Entries in the archive's queue that no node wrote.",
+    "swept": "Events deleted from the archive when they had expired.",
+    "written": "Entries written to the archive.",
+}
+ARCHIVE_NOW: Final = {
+    "backlog": "Entries that wait for the archive, of the partitions that this node has.",
+    "lag_seconds": "How old the oldest of them is.",
+    "missing_channels": "Channels whose events are kept out of a full queue.",
+}
+
+# What `schedules` may be told of, with help.
+SCHEDULES: Final = {
+    "delivered": "Scheduled events that this node published.",
+    "dropped": "Scheduled events given up, since they can never be published.",
+    "failures": "Attempts to look for what is due, or to publish it, that failed.",
+}
+SCHEDULES_NOW: Final = {
+    "late_seconds": "By how much the earliest scheduled event that is due is late.",
+    "pending": "Scheduled events that wait, of all nodes that share the archive.",
+}
+
 # Gauges that others know: what `bind` takes, with their help.
 _BOUND: Final = {
     "channels": "Channels with a feed on this node.",
@@ -75,6 +100,7 @@ class Metrics:
     """
 
     __slots__ = (
+        "_archive",
         "_bound",
         "_broker",
         "_closes",
@@ -86,6 +112,7 @@ class Metrics:
         "_recoveries",
         "_refusals",
         "_registry",
+        "_schedules",
         "_sessions",
         "_version",
         "bytes_in",
@@ -124,7 +151,9 @@ class Metrics:
         self._refusals = dict.fromkeys(sorted(REASONS), 0)
         self._http: dict[tuple[str, str, str], int] = {}
         self._bound: dict[str, Callable[[], int]] = {}
+        self._archive: Callable[[], Mapping[str, float]] = dict
         self._broker: Callable[[], Mapping[str, int]] = dict
+        self._schedules: Callable[[], Mapping[str, float]] = dict
         self._registry = CollectorRegistry()
         self.publish_seconds = self._histogram(
             "publish_seconds", "From a publish's validation to its acknowledgement.", _FAST
@@ -152,6 +181,14 @@ class Metrics:
     def count(self, broker: Callable[[], Mapping[str, int]]) -> None:
         """Take a function that returns what the broker has counted, asked at each scrape."""
         self._broker = broker
+
+    def archive(self, archived: Callable[[], Mapping[str, float]]) -> None:
+        """Take a function that returns how the archive stands, asked at each scrape."""
+        self._archive = archived
+
+    def schedules(self, scheduled: Callable[[], Mapping[str, float]]) -> None:
+        """Take a function that returns how schedules stand, asked at each scrape."""
+        self._schedules = scheduled
 
     def connection_opened(self, kind: Kind) -> None:
         """A connection was taken over from HTTP, whether or not it becomes a session."""
@@ -264,6 +301,15 @@ class Metrics:
             yield _counter(name, text, [], [((), value)])
         for name, value in self._broker().items():
             yield _counter(f"broker_{name}", BROKER[name], [], [((), value)])
+        for part, told, counters, gauges in (
+            ("archive", self._archive(), ARCHIVE, ARCHIVE_NOW),
+            ("schedules", self._schedules(), SCHEDULES, SCHEDULES_NOW),
+        ):
+            for name, amount in told.items():
+                if name in counters:
+                    yield _counter(f"{part}_{name}", counters[name], [], [((), amount)])
+                else:
+                    yield _gauge(f"{part}_{name}", gauges[name], [], [((), amount)])
 
     def _labelled_counters(self) -> Iterator[Metric]:
         for name, text, label, counts in (

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from config.rules import ChannelRules
 from config.settings import Settings
+from pubsub.archive import Archive
 from pubsub.broker import Broker
+from pubsub.chronicle import Chronicle, Coming
 from pubsub.control import Control
 from pubsub.memory_control import MemoryControl
 from pubsub.presence import PresenceStore
+from pubsub.scheduler import Scheduler
 from server.all_nodes import AllNodes
 from server.auth import Auth
 from server.codec import ValueLimits
@@ -20,6 +23,8 @@ from server.lifecycle import Lifecycle
 from server.limits import Occupancy, Rates
 from server.metrics import Metrics
 from server.publishing import Publishing
+from server.reads import SharedReads
+from server.scheduling import Scheduling
 from server.subscribing import Subscribing
 from server.timetable import Timetable
 
@@ -33,6 +38,7 @@ class Node:
     rules: ChannelRules
     values: ValueLimits
     broker: Broker
+    chronicle: Chronicle
     presence: PresenceStore
     control: Control
     auth: Auth
@@ -42,6 +48,7 @@ class Node:
     timetable: Timetable
     hub: Hub
     publishing: Publishing
+    scheduling: Scheduling
     subscribing: Subscribing
     commands: Commands
     lifecycle: Lifecycle
@@ -61,19 +68,28 @@ def assemble(
     timetable: Timetable,
     new_id: Callable[[], str],
     control: Control | None = None,
+    archive: Archive | None = None,
+    coming: Coming | None = None,
+    scheduler: Scheduler | None = None,
     linger_s: float = LINGER_S,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Node:
     """Return a node over a broker and a presence store; `rules` are the ones that those share too.
 
     `control` carries orders and notices between nodes; without it the node is alone. It is bound
-    here; its owner starts and closes it. `linger_s` is how long a feed outlives its last
+    here; its owner starts and closes it. `archive` holds what is older than the broker's history,
+    `coming` is what brings events there, and `scheduler` publishes what is to be published later;
+    their owner starts and closes them. `linger_s` is how long a feed outlives its last
     subscription, `sleep` how retries wait.
     """
     limits = settings.limits
     members = limits.members_per_reply
+    chronicle = Chronicle(
+        broker, archive, rules, coming, wait_s=settings.broker.call_timeout_s, sleep=sleep
+    )
     hub = Hub(
         broker,
+        SharedReads(chronicle),
         presence,
         rules,
         metrics,
@@ -84,11 +100,11 @@ def assemble(
     )
     publishing = Publishing(broker, rules, metrics, new_id)
     subscribing = Subscribing(
-        hub, broker, presence, metrics, members_per_reply=members, sleep=sleep
+        hub, broker, chronicle, presence, metrics, members_per_reply=members, sleep=sleep
     )
     commands = Commands(
         auth=auth,
-        broker=broker,
+        chronicle=chronicle,
         presence=presence,
         rules=rules,
         publishing=publishing,
@@ -108,6 +124,7 @@ def assemble(
         rules=rules,
         values=ValueLimits.of(limits),
         broker=broker,
+        chronicle=chronicle,
         presence=presence,
         control=control,
         auth=auth,
@@ -117,6 +134,7 @@ def assemble(
         timetable=timetable,
         hub=hub,
         publishing=publishing,
+        scheduling=Scheduling(publishing, scheduler, limits),
         subscribing=subscribing,
         commands=commands,
         lifecycle=lifecycle,

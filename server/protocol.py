@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 Ref = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
+Time = Annotated[int, Meta(ge=0, le=2**52)]
 
 
 class Command(msgspec.Struct, tag_field="type", kw_only=True):
@@ -26,16 +27,20 @@ class Connect(Command, tag="connect", kw_only=True):
 
 
 class Subscribe(Command, tag="subscribe", kw_only=True):
-    """Receive a channel's events, from now, after a position, or with the last N."""
+    """Receive a channel's events, from now, after a position, of a time on, or with the last N."""
 
     channel: str
     since: str | None = None
     rewind: Count | None = None
+    from_ms: Time | None = msgspec.field(default=None, name="from")
     presence: bool = False
 
 
 class Publish(Command, tag="publish", kw_only=True):
-    """Publish an event; `echo: false` leaves this session out."""
+    """Publish an event; `echo: false` leaves this session out.
+
+    `deliver_at` is refused, since who sends it would wait in vain if it were ignored.
+    """
 
     channel: str
     data: Raw
@@ -43,6 +48,7 @@ class Publish(Command, tag="publish", kw_only=True):
     tags: dict[str, str] = {}
     id: str | None = None
     echo: bool = True
+    deliver_at: Raw | UnsetType = UNSET
 
 
 class Unsubscribe(Command, tag="unsubscribe", kw_only=True):

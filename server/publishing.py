@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from config.patterns import NameRejected, check_channel, check_event_id, check_event_name
 from config.rules import ChannelRules
 from pubsub.broker import Broker
-from pubsub.errors import BrokerUnavailable, NotReplicated, PubSubError, TooManyChannels
+from pubsub.errors import (
+    ArchiveBehind,
+    ArchiveUnavailable,
+    BrokerUnavailable,
+    NotReplicated,
+    PubSubError,
+    TooManyChannels,
+)
 from pubsub.event import Draft, Published
 from server import errors
 from server.errors import BadRequest, Forbidden, Internal, LimitExceeded, Refused, Unavailable
@@ -47,9 +54,7 @@ class Publishing:
                 check_event_id(event_id)
         except NameRejected as error:
             raise BadRequest(str(error)) from None
-        principal.require("publish", channel)
-        if principal.kind != "service" and not self._rules.rule(channel).client_publish:
-            raise Forbidden(f"channel {channel} takes no publishes from clients")
+        self.require(principal, channel)
         return Draft(
             channel=channel,
             id=self._new_id() if event_id is None else event_id,
@@ -59,6 +64,12 @@ class Publishing:
             user=principal.user,
             exclude=exclude,
         )
+
+    def require(self, principal: Principal, channel: str) -> None:
+        """Return if a principal may publish to a channel; raises Forbidden."""
+        principal.require("publish", channel)
+        if principal.kind != "service" and not self._rules.rule(channel).client_publish:
+            raise Forbidden(f"channel {channel} takes no publishes from clients")
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Published | Refused]:
         """Publish; the answers stand in the order of the drafts. Never raises for one of them."""
@@ -86,6 +97,10 @@ def refusal(error: PubSubError) -> Refused:
     """Return what a client sees of a broker's error."""
     if isinstance(error, BrokerUnavailable):
         return Unavailable("the broker is away")
+    if isinstance(error, ArchiveBehind):
+        return Unavailable("the archive does not have all of these events yet")
+    if isinstance(error, ArchiveUnavailable):
+        return Unavailable("the archive is away")
     if isinstance(error, NotReplicated):
         return errors.NotReplicated("too few replicas have the event yet; publish it again")
     if isinstance(error, TooManyChannels):

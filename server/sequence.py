@@ -117,6 +117,18 @@ class ChannelSequence:
         self.ring.clear()
 
 
+def continued(after: Position, events: Sequence[Event], limit: int) -> Sequence[Event]:
+    """Return those of `events`, given by offset, that continue `after` without a gap."""
+    first = 0
+    while first < len(events) and events[first].position.offset <= after.offset:
+        first += 1
+    last, at = first, after
+    while last < len(events) and last - first < limit and chained(at, events[last : last + 1]):
+        at = events[last].position
+        last += 1
+    return events[first:last]
+
+
 def chained(after: Position, events: Iterable[Event]) -> bool:
     """Say whether `events` continue `after` without a gap."""
     epoch, offset, check = after.epoch, after.offset, after.check

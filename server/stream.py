@@ -48,6 +48,7 @@ class Wanted(NamedTuple):
     channel: str
     since: Position | None = None
     rewind: int | None = None
+    from_ms: int | None = None
     presence: bool = False
 
 
@@ -88,7 +89,7 @@ class StreamSession(Session):
                 # A stream that breaks before its first event resumes from where it began.
                 if each.since is not None:
                     self._cursors[each.channel] = str(each.since)
-                elif each.rewind is None:
+                elif each.rewind is None and each.from_ms is None:
                     self._cursors[each.channel] = str(feed.cut)
             if self.state is State.ENDED:
                 return
@@ -102,6 +103,7 @@ class StreamSession(Session):
                     each.channel,
                     since=each.since,
                     rewind=each.rewind,
+                    from_ms=each.from_ms,
                     presence=each.presence,
                 )
         except (Refused, PubSubError) as error:

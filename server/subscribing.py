@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from pubsub.broker import Broker
+from pubsub.chronicle import Chronicle
 from pubsub.errors import PubSubError
 from pubsub.event import Event
 from pubsub.position import Position
@@ -17,7 +18,7 @@ from server.feed import Feed, ResetNotice, State, encode_item
 from server.hub import Hub
 from server.metrics import Metrics
 from server.protocol import Subscribed
-from server.sequence import chained
+from server.sequence import chained, continued
 from server.session import State as SessionState
 from server.subscription import Subscription
 
@@ -33,29 +34,34 @@ _PAUSE_S = (0.05, 2.0)
 class Start:
     """Where a subscription begins: behind `position` (None: at the cut), with a first piece read.
 
-    `recovered` is None without `since`.
+    `recovered` is None without `since` and without a time. `walks`: it lies in the past, from where
+    the way may lead over gaps and forks.
     """
 
-    __slots__ = ("piece", "position", "recovered")
+    __slots__ = ("piece", "position", "recovered", "walks")
 
     def __init__(
         self,
         position: Position | None,
         recovered: bool | None,
         piece: Sequence[Event] = (),
+        *,
+        walks: bool = False,
     ) -> None:
+        self.walks = walks
         self.position = position
         self.recovered = recovered
         self.piece = piece
 
 
 class Subscribing:
-    """Begins subscriptions: live, after a position, or with the last events of the channel."""
+    """Begins subscriptions: live, after a position, of a time on, or with the last events."""
 
     def __init__(
         self,
         hub: Hub,
         broker: Broker,
+        chronicle: Chronicle,
         presence: PresenceStore,
         metrics: Metrics,
         *,
@@ -64,6 +70,7 @@ class Subscribing:
     ) -> None:
         self._hub = hub
         self._broker = broker
+        self._chronicle = chronicle
         self._presence = presence
         self._metrics = metrics
         self._members_per_reply = members_per_reply
@@ -76,6 +83,7 @@ class Subscribing:
         ref: int | None,
         since: Position | None = None,
         rewind: int | None = None,
+        from_ms: int | None = None,
         member: Member | None = None,
     ) -> None:
         """Answer `subscribed`, replay what was missed, and attach; no gap, no overlap.
@@ -87,7 +95,8 @@ class Subscribing:
         try:
             feed = await self._hub.hold(subscription.channel)
             subscription.feed = feed
-            start = await self._start(feed, since, rewind)
+            start = await self._start(feed, since, rewind, from_ms)
+            subscription.walks = start.walks
             page = await self._enter(subscription, member)
             await feed.settled(start.position)
         except BaseException:
@@ -139,13 +148,17 @@ class Subscribing:
 
     # Where to begin
 
-    async def _start(self, feed: Feed, since: Position | None, rewind: int | None) -> Start:
+    async def _start(
+        self, feed: Feed, since: Position | None, rewind: int | None, from_ms: int | None
+    ) -> Start:
         recovered = None
         if since is not None:
             start = await self._resume(feed, since)
             if start is not None:
                 return start
             recovered = False
+        if from_ms is not None:
+            return await self._from(feed, from_ms, recovered)
         if rewind is not None:
             return await self._rewind(feed, rewind, recovered)
         return Start(None, recovered)
@@ -188,6 +201,22 @@ class Subscribing:
                 begun = start.offset <= top.offset
                 return Start(start, recovered, events) if begun else Start(None, recovered)
             after = history.events[-1].position.offset
+
+    async def _from(self, feed: Feed, from_ms: int, recovered: bool | None) -> Start:
+        """Return the start before the first event of a time or later, in whatever epoch."""
+        begun_at = feed.top
+        position, whole = await self._chronicle.first_since(feed.channel, from_ms)
+        if recovered is None:
+            recovered = whole
+        if position is None:
+            # Not at the cut, which is taken later: what is published until then was asked for.
+            return Start(begun_at, recovered)
+        if position.epoch == feed.top.epoch and position.offset > feed.top.offset:
+            # The feed is behind; all that it is yet to see was asked for.
+            return Start(feed.top, recovered)
+        history = await self._hub.reads.after(feed.channel, position.offset, _PIECE)
+        piece = () if history is None else history.events
+        return Start(position, recovered, piece, walks=True)
 
     def _answer(
         self,
@@ -240,7 +269,8 @@ class Subscribing:
                 feed = subscription.feed
                 if feed is None:
                     return
-                if at.epoch == feed.top.epoch and _known(feed, at, piece) is None:
+                walks = subscription.walks
+                if (walks or at.epoch == feed.top.epoch) and _known(feed, at, piece) is None:
                     try:
                         piece = await self._read(feed, at)
                     except PubSubError as error:
@@ -275,11 +305,13 @@ class Subscribing:
             return False
         session, cut = subscription.session, feed.cut
         if at != cut:
-            events: Sequence[Event] = ()
-            if at.epoch == cut.epoch and at.offset < cut.offset:
-                known = _known(feed, at, piece) or ()
-                events = _bounded(known[: cut.offset - at.offset])
-            if events:
+            events = _following(feed, at, piece, walks=subscription.walks)
+            if not events:
+                # It cannot be continued: told so, and nothing older follows.
+                self._reset(subscription, cut)
+            else:
+                if not chained(at, events[:1]):
+                    self._reset(subscription, events[0].before())
                 shown = [each for each in events if each.exclude != session.id]
                 if shown:
                     session.send_events(shown, [encode_item(session.wire, e) for e in shown])
@@ -287,24 +319,50 @@ class Subscribing:
                 subscription.cursor = events[-1].position
                 if subscription.cursor != cut:
                     return True
-            else:
-                # It cannot be continued: told so, and nothing older follows.
-                self._metrics.resets += 1
-                notice = ResetNotice(feed.channel, cut)
-                session.send_events([notice], [encode_item(session.wire, notice)])
-                subscription.cursor = cut
         feed.attach(subscription)
         return False
+
+    def _reset(self, subscription: Subscription, position: Position) -> None:
+        """Tell a subscription that continuity is lost, and goes on behind `position`."""
+        session = subscription.session
+        self._metrics.resets += 1
+        notice = ResetNotice(subscription.channel, position)
+        session.send_events([notice], [encode_item(session.wire, notice)])
+        subscription.cursor = position
+
+
+def _following(feed: Feed, at: Position, piece: Sequence[Event], *, walks: bool) -> Sequence[Event]:
+    """Return a bounded piece of what follows `at`, up to the cut; empty if nothing continues it.
+
+    One that `walks` also goes through an earlier epoch, and over what is missing.
+    """
+    cut = feed.cut
+    events: Sequence[Event] = ()
+    if at.epoch == cut.epoch and at.offset < cut.offset:
+        events = (_known(feed, at, piece) or ())[: cut.offset - at.offset]
+    elif walks and at.epoch != cut.epoch:
+        events = _known(feed, at, piece) or ()
+    if walks and not events:
+        events = _beyond(at, cut, piece)
+    return _bounded(events)
 
 
 def _known(feed: Feed, at: Position, piece: Sequence[Event]) -> Sequence[Event] | None:
     """Return events that follow `at`, from the ring or else from `piece`; None if in neither."""
     events: Sequence[Event] | None = feed.sequence.since(at, _PIECE)
-    if events is None and piece:
-        place = at.offset + 1 - piece[0].position.offset
-        rest = piece[place : place + _PIECE] if place >= 0 else ()
-        events = rest if rest and chained(at, rest) else None
-    return events
+    return continued(at, piece, _PIECE) or None if events is None else events
+
+
+def _beyond(at: Position, cut: Position, piece: Sequence[Event]) -> Sequence[Event]:
+    """Return the events behind a gap, or of the next epoch, as far as they are before the cut."""
+    for place, event in enumerate(piece):
+        if event.position.offset > at.offset:
+            before = event.before()
+            if before.epoch == cut.epoch and before.offset >= cut.offset:
+                return ()
+            events = continued(before, piece[place:], _PIECE)
+            return events[: cut.offset - before.offset] if before.epoch == cut.epoch else events
+    return ()
 
 
 def _bounded(events: Sequence[Event]) -> Sequence[Event]:

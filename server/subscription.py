@@ -18,6 +18,7 @@ class Subscription:
     `member`: it is in the channel's presence set. `ended`: nothing more is sent, whatever waits.
     `by_server`: the server made it, so it needs no grant as long as its session lasts;
     `watching_by_server`: nor one to watch presence.
+    `walks`: it began at a time, and goes on beyond what cannot be continued, which it is told.
     `cursor` is the position last written, kept only where the session composes its own cursors.
     """
 
@@ -32,6 +33,7 @@ class Subscription:
         "live",
         "member",
         "session",
+        "walks",
         "watching",
         "watching_by_server",
     )
@@ -54,5 +56,6 @@ class Subscription:
         self.watching = watching
         self.by_server = by_server
         self.watching_by_server = False
+        self.walks = False
         self.member = False
         self.ended = False

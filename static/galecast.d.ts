@@ -119,6 +119,11 @@ export type SubscribeOptions = {
      */
     rewind?: number;
     /**
+     * begin with the first event of this time (ms since 1970) or later; with
+     * `since` only if that cannot be continued
+     */
+    from?: number;
+    /**
      * keep `members` in step
      */
     presence?: boolean;
@@ -268,7 +273,7 @@ export declare class Connection extends /** @type {new () => Typed<ConnectionEve
     /** Private to applications; `connect` makes them. @private @param {string | URL} url @param {ConnectOptions} options */
     private constructor();
     /**
-     * Receive a channel's events, from now on unless `since` or `rewind` say otherwise.
+     * Receive a channel's events, from now on unless `since`, `rewind` or `from` say otherwise.
      *
      * Throws GalecastError `conflict` if there is a subscription to the channel already, and `closed`.
      * @param {string} channel

@@ -77,6 +77,8 @@
  * @typedef {object} SubscribeOptions
  * @property {string | null} [since] resume behind this position; null: from now on
  * @property {number} [rewind] begin with the last N events; with `since` only if that is too old
+ * @property {number} [from] begin with the first event of this time (ms since 1970) or later; with
+ *   `since` only if that cannot be continued
  * @property {boolean} [presence] keep `members` in step
  */
 
@@ -508,7 +510,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
   }
 
   /**
-   * Receive a channel's events, from now on unless `since` or `rewind` say otherwise.
+   * Receive a channel's events, from now on unless `since`, `rewind` or `from` say otherwise.
    *
    * Throws GalecastError `conflict` if there is a subscription to the channel already, and `closed`.
    * @param {string} channel
@@ -1054,9 +1056,8 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     if (link.sse) return this.#restream(link);
     if (this.state !== "connected") return;
     const { channel, _at: since, _options } = subscription;
-    const { rewind, presence } = _options;
     subscription.state = "pending";
-    const answer = this.#call(link, { type: "subscribe", channel, since, rewind, presence }, subscription);
+    const answer = this.#call(link, { ..._options, type: "subscribe", channel, since }, subscription);
     const { _info: info } = subscription;
     if (info !== undefined) this.#call(link, { type: "presence", channel, info }).catch(noop);
     try {
@@ -1162,7 +1163,9 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     const query = new URLSearchParams(wanted.map(({ channel }) => ["channel", channel]));
     // Each in the order of the channels, empty where there is none.
     query.set("since", wanted.map((each) => each._at).join());
-    query.set("rewind", wanted.map((each) => each._options.rewind).join());
+    for (const name of /** @type {const} */ (["rewind", "from"])) {
+      query.set(name, wanted.map((each) => each._options[name]).join());
+    }
     for (const each of wanted) if (each._options.presence) query.append("presence", each.channel);
     const response = await this.#request(`/v1/sse?${query}`, { signal });
     const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();

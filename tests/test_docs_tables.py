@@ -18,7 +18,14 @@ from handlers.table import TABLE
 from server import protocol
 from server.closing import Closing
 from server.errors import ALL
-from server.metrics import BROKER, Metrics
+from server.metrics import (
+    ARCHIVE,
+    ARCHIVE_NOW,
+    BROKER,
+    SCHEDULES,
+    SCHEDULES_NOW,
+    Metrics,
+)
 
 # ---- messages
 
@@ -221,6 +228,8 @@ def families() -> dict[str, set[str]]:
     metrics = Metrics(version="1")
     metrics.bind(channels=int, subscriptions=int)
     metrics.count(lambda: dict.fromkeys(BROKER, 0))
+    metrics.archive(lambda: dict.fromkeys([*ARCHIVE, *ARCHIVE_NOW], 0))
+    metrics.schedules(lambda: dict.fromkeys(SCHEDULES | SCHEDULES_NOW, 0))
     found: dict[str, set[str]] = {}
     metrics.http_request("GET", "/", 200, 0.0)
 
@@ -257,6 +266,17 @@ def test_every_route_is_told() -> None:
             continue
         path = re.sub(r"\\\{\w+\\\}", r"[^/\\s\"?]+", re.escape(route.path))
         assert re.search(rf"{path}(?![\w/])", text), route.path
+
+
+@pytest.mark.parametrize(
+    ("operation", "document", "heading"),
+    [("history", "docs/http.md", "History"), ("stream", "docs/protocol.md", "Server-Sent Events")],
+)
+def test_the_parameters_are_as_told(operation: str, document: str, heading: str) -> None:
+    (found,) = (each for route in TABLE for each in route.operations if each.name == operation)
+    known = {each.name for each in found.parameters if each.where == "query"}
+    told = {row[0].strip("`") for row in tables(document)[heading] if row[0].startswith("`")}
+    assert told & known == known
 
 
 def test_the_scopes_are_as_told() -> None:

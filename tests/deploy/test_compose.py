@@ -4,6 +4,7 @@ There is no Docker here: what containers would do is read, not run.
 """
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from http.client import HTTPConnection
@@ -18,7 +19,7 @@ from fleet import KEY, NAMES, TIMES, Node, redis_lines, settings_file
 from handlers.accept import RESERVE
 from nginx import ROOT
 from redis_server import RedisServer
-from server.metrics import BROKER, REASONS, Metrics
+from server.metrics import ARCHIVE, ARCHIVE_NOW, BROKER, REASONS, Metrics
 from server.tickets import MAX_TICKET_BYTES
 
 yaml = pytest.importorskip("yaml")
@@ -37,8 +38,8 @@ COMPOSE = read("docker-compose.yml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
-def address(service: str) -> str:
-    found: str = SERVICES[service]["networks"]["galecast"]["ipv4_address"]
+def address(service: str, network: str = "galecast") -> str:
+    found: str = SERVICES[service]["networks"][network]["ipv4_address"]
     return found
 
 
@@ -88,6 +89,8 @@ def test_every_node_starts_with_these_settings(node: str, tmp_path: Path) -> Non
     assert settings.node == node
     assert warnings(settings) == []
     assert settings.broker.url == f"redis://galecast:{PASSWORD}@{address('redis')}:6379"
+    assert settings.archive.url == "mongodb://mongodb:27017/galecast?replicaSet=galecast"
+    assert any(rule.archive for rule in settings.channels)
     assert settings.trusted_proxies == (address("nginx") + "/32",)
     assert SERVICES[node]["command"][:2] == ["serve", "--config"]
     assert "./galecast.toml:" + SERVICES[node]["command"][2] + ":ro" in SERVICES[node]["volumes"]
@@ -172,7 +175,9 @@ def test_a_service_has_few_rights_and_is_watched(name: str) -> None:
 
 
 def test_all_that_is_named_is_there() -> None:
-    addresses = [address(name) for name in SERVICES]
+    addresses = [
+        address(name, network) for name in SERVICES for network in SERVICES[name]["networks"]
+    ]
     assert len(set(addresses)) == len(addresses)
     for service in SERVICES.values():
         assert {*service.get("depends_on", ())} <= SERVICES.keys()
@@ -186,7 +191,32 @@ def test_all_that_is_named_is_there() -> None:
     kept = (DEPLOY / ".gitignore").read_text().splitlines()
     for secret in COMPOSE["secrets"].values():
         assert secret["file"].split("/")[1] + "/" in kept
-    assert [SERVICES[name].get("profiles") for name in ("mongodb", "redis")] == [["archive"], None]
+    assert {name for service in SERVICES.values() for name in service["networks"]} == {
+        *COMPOSE["networks"]
+    }
+
+
+# ---- MongoDB
+
+
+def test_only_the_nodes_reach_the_archive() -> None:
+    """It has no users: who reaches it may read and write all."""
+    assert COMPOSE["networks"]["archive"]["internal"] is True
+    members = {name for name in SERVICES if "archive" in SERVICES[name]["networks"]}
+    assert members == {*NAMES, "mongodb"}
+    assert [*SERVICES["mongodb"]["networks"]] == ["archive"]
+
+
+def test_the_archive_is_a_replica_set(tmp_path: Path) -> None:
+    """Else a majority would mean nothing, and could never come to mean more."""
+    command, check = (SERVICES["mongodb"][name] for name in ("command", "healthcheck"))
+    url = settings_of(NAMES[0], tmp_path).archive.url
+    match = re.fullmatch(r"mongodb://([\w:]+)/\w+\?replicaSet=(\w+)", url)
+    assert match is not None
+    assert command[command.index("--replSet") + 1] == match[2]
+    assert f"_id: '{match[2]}'" in check["test"][-1]
+    assert f"host: '{match[1]}'" in check["test"][-1]
+    assert match[1].split(":")[0] in SERVICES
 
 
 # ---- Redis
@@ -243,11 +273,16 @@ def post(node: Node, path: str, body: bytes) -> int:
 # ---- Prometheus
 
 
-def test_alerts_are_about_metrics_that_there_are() -> None:
+def known_metrics() -> set[str]:
     metrics = Metrics(version="0")
     metrics.count(lambda: dict.fromkeys(BROKER, 0))
+    metrics.archive(lambda: dict.fromkeys([*ARCHIVE, *ARCHIVE_NOW], 0))
     body, _kind = metrics.exposition(None)
-    known = set(re.findall(r"^# TYPE (\S+) ", body.decode(), re.MULTILINE)) | {"up"}
+    return set(re.findall(r"^# TYPE (\S+) ", body.decode(), re.MULTILINE)) | {"up"}
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    known = known_metrics()
     (group,) = read("alerts.yml")["groups"]
     assert group["rules"]
     for what in ("alert", "expr"):
@@ -260,6 +295,24 @@ def test_alerts_are_about_metrics_that_there_are() -> None:
         assert {*re.findall(r'reason="(\w+)"', rule["expr"])} <= REASONS
         assert "$labels.instance" in rule["annotations"]["summary"]
     assert read("prometheus.yml")["rule_files"] == ["alerts.yml"]
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    dashboard = json.loads((DEPLOY / "grafana-archive.json").read_text())
+    shown = {panel["title"]: panel for panel in dashboard["panels"]}
+    assert {"Backlog", "Lag", "Retention"} <= shown.keys()
+    named: set[str] = set()
+    for panel in shown.values():
+        assert panel["description"]
+        for target in panel["targets"]:
+            found = re.findall(r"\b(?:galecast|process)_[a-z_]+", target["expr"])
+            assert found, target
+            named.update(found)
+    assert named <= known_metrics()
+    archive = {name for name in known_metrics() if name.startswith("galecast_archive_")}
+    assert archive <= named
+    places = [tuple(panel["gridPos"].values()) for panel in shown.values()]
+    assert len(set(places)) == len(places)
 
 
 def test_the_short_times_of_the_tests_are_settings() -> None:

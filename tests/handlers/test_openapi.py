@@ -97,7 +97,8 @@ def test_publishing_is_described_in_all_its_forms() -> None:
 def test_models_are_the_ones_that_decode() -> None:
     model = DOCUMENT["components"]["schemas"]["PublishRequest"]
     assert model["required"] == ["channel", "data"]
-    assert set(model["properties"]) == {"channel", "data", "name", "tags", "id", "exclude"}
+    optional = {"name", "tags", "id", "exclude", "deliver_at"}
+    assert set(model["properties"]) == {"channel", "data"} | optional
     assert DOCUMENT["components"]["schemas"]["Problem"]["required"] == [
         "title",
         "status",

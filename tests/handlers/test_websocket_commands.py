@@ -119,6 +119,18 @@ async def test_without_an_echo(encoding: str) -> None:
 
 
 @both
+async def test_nothing_is_scheduled(encoding: str) -> None:
+    """Else a client would take for later what is delivered now."""
+    async with live() as rig:
+        client = await rig.ws(encoding)
+        times: list[Any] = [2**50, 0, None, "x", {}]
+        for at in times:
+            refused = await client.call("publish", channel="late.a", data=1, deliver_at=at)
+            assert (refused["code"], refused["retry"]) == ("bad_request", False)
+            assert refused["message"] == "deliver_at is taken over HTTP only"
+
+
+@both
 async def test_unsubscribe(encoding: str) -> None:
     async with live() as rig:
         client = await rig.ws(encoding)

@@ -1,19 +1,21 @@
 """The archive's queue in Redis: what is put into it, what is handed out, and whose it is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import pytest
 
-from queue_rig import ARCHIVED
 from broker_rig import Notes, accepted, draft, drafts
 from config.rules import ChannelRule
 from pubsub.archive import Entry, Kept, Purged, Unarchived
+from pubsub.errors import PubSubError
+from pubsub.event import Published
 from pubsub.position import Position
 from pubsub.redis_archive_queue import Collected, RedisArchiveQueue
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
+from queue_rig import ARCHIVED
 from redis_cluster import RedisCluster
 from redis_kinds import redis_params
 from redis_rig import open_broker
@@ -50,25 +52,36 @@ async def collect(
     return await queue.collect(queue.partition(channel), done)
 
 
-def told(entries: tuple[Entry, ...]) -> list[str]:
-    """What entries say, in short."""
+def starts(answers: Sequence[Published | PubSubError]) -> dict[str, int]:
+    """Where channels began that these were the first events of."""
+    found: dict[str, int] = {}
+    for answer in map(accepted, answers):
+        found.setdefault(answer.channel, answer.position.offset - 1)
+    return found
+
+
+def told(entries: tuple[Entry, ...], begun: Mapping[str, int] | None = None) -> list[str]:
+    """What entries say, in short: offsets count from where their channel began."""
     words = []
     for entry in entries:
         if isinstance(entry, Kept):
             words.append(entry.event.id)
         elif isinstance(entry, Purged):
-            words.append(f"purged to {entry.floor.offset}")
+            words.append(f"purged to {entry.floor.offset - (begun or {})[entry.channel]}")
         else:
-            words.append(f"without {entry.first} to {entry.last}")
+            start = (begun or {})[entry.channel]
+            words.append(f"without {entry.first - start} to {entry.last - start}")
     return words
 
 
-async def drained(broker: RedisBroker, channel: str = "a.b") -> list[str]:
+async def drained(
+    broker: RedisBroker, channel: str = "a.b", begun: Mapping[str, int] | None = None
+) -> list[str]:
     """Let go of all that is queued in a channel's partition, and return what it said."""
     words: list[str] = []
     found = await collect(broker, channel=channel)
     while found.ids:
-        words += told(found.entries)
+        words += told(found.entries, begun)
         found = await collect(broker, *found.ids, channel=channel)
     assert (found.backlog, found.waiting) == (0, 0)
     return words
@@ -128,26 +141,26 @@ async def test_probes_are_not_archived(open_one: OpenBroker) -> None:
 
 async def test_a_purge_is_queued_in_its_place(each_redis: OpenBroker) -> None:
     async with each_redis() as broker:
-        await broker.publish(drafts("x", 2))
+        begun = starts(await broker.publish(drafts("x", 2)))
         await broker.purge("a.b")
         await broker.publish([draft("y")])
-        assert await drained(broker) == ["x1", "x2", "purged to 2", "y"]
+        assert await drained(broker, begun=begun) == ["x1", "x2", "purged to 2", "y"]
 
 
 async def test_a_purge_is_queued_though_the_rule_archives_no_more(server: RedisServer) -> None:
     keys = RedisKeys("rule-gone")
     async with _open(server, keys=keys) as broker:
-        await broker.publish([draft("x")])
+        begun = starts(await broker.publish([draft("x")]))
         assert await drained(broker) == ["x"]
     async with _open(server, keys=keys, rules=(ChannelRule(match=">"),)) as broker:
         for name in ("y", "z"):
             await broker.publish([draft(name)])
         await broker.purge("a.b")
-        assert await drained(broker) == ["purged to 3"]
+        assert await drained(broker, begun=begun) == ["purged to 3"]
 
 
 async def test_the_settings_of_the_highest_revision_apply(server: RedisServer) -> None:
-    keys = RedisKeys("revisions")
+    keys = RedisKeys("archive-revisions")
     off = (ChannelRule(match=">"),)
     async with (
         _open(server, keys=keys, revision=lambda: 2) as newer,
@@ -174,16 +187,14 @@ async def test_a_key_that_is_no_queue_refuses_before_anything_is_written(
 ) -> None:
     expect_log("pubsub.redis_link", "Redis refused a call")
     async with open_one() as broker:
-        await broker.publish([draft("x")])
+        (first,) = await broker.publish([draft("x")])
         queue = broker.keys.queue(broker.keys.partition("a.b"))[0]
         server = shared_redis()
         server.ask("SET", queue, "occupied")
         (answer,) = await broker.publish([draft("y")])
         assert isinstance(answer, Exception)
         assert server.ask("XLEN", broker.keys.stream("a.b")) == 1
-        top = await broker.top("a.b")
-        assert top is not None
-        assert top.offset == 1
+        assert await broker.top("a.b") == accepted(first).position
 
 
 # ---- its bound
@@ -193,7 +204,8 @@ async def test_at_its_bound_what_is_missing_is_told_before_later_events(
     each_redis: OpenBroker,
 ) -> None:
     async with each_redis(archive_queue_max=4) as broker:
-        await broker.publish(drafts("x", 3))
+        begun = starts(await broker.publish(drafts("x", 3)))
+        start = begun["a.b"]
         await broker.publish(drafts("y", 3))
         await broker.publish([draft("z")])
         found = await collect(broker)
@@ -204,8 +216,9 @@ async def test_at_its_bound_what_is_missing_is_told_before_later_events(
         found = await collect(broker, *found.ids)
         await broker.publish([draft("later")])
         (gap,) = found.entries
-        assert gap == Unarchived("a.b", last.top.epoch, 5, 7, last.events[0].time)
-        assert await drained(broker) == ["without 5 to 7", "later"]
+        time = last.events[0].time
+        assert gap == Unarchived("a.b", last.top.epoch, start + 5, start + 7, time)
+        assert await drained(broker, begun=begun) == ["without 5 to 7", "later"]
 
 
 async def test_a_publish_lets_the_note_go_first(open_one: OpenBroker) -> None:
@@ -213,31 +226,35 @@ async def test_a_publish_lets_the_note_go_first(open_one: OpenBroker) -> None:
         keys = broker.keys
         queue = keys.queue(keys.partition("a.b"))[0]
         server = shared_redis()
-        await broker.publish(drafts("x", 4))
+        begun = starts(await broker.publish(drafts("x", 4)))
         server.ask("XTRIM", queue, "MAXLEN", 0)
         await broker.publish(drafts("y", 4))
-        assert await drained(broker) == ["without 4 to 4", "y1", "y2", "without 7 to 8"]
+        words = await drained(broker, begun=begun)
+        assert words == ["without 4 to 4", "y1", "y2", "without 7 to 8"]
 
 
 async def test_gaps_of_several_epochs_are_told_apart(open_one: OpenBroker) -> None:
     async with open_one(archive_queue_max=1) as broker:
         answers = await broker.publish(drafts("x", 3))
+        begun = starts(answers)
         for _ in range(2):
             old = accepted(answers[-1]).position
             evidence = Position(old.epoch, old.offset, "f" * 16)
             assert (await broker.contradict("a.b", evidence)).epoch != old.epoch
             answers = await broker.publish(drafts(old.epoch, 2))
-        assert await drained(broker) == ["x1", "without 2 to 3", "without 4 to 5", "without 6 to 7"]
+        words = await drained(broker, begun=begun)
+        assert words == ["x1", "without 2 to 3", "without 4 to 5", "without 6 to 7"]
 
 
 async def test_the_note_of_a_channel_is_bounded(open_one: OpenBroker) -> None:
     async with open_one(archive_queue_max=1) as broker:
         answers = await broker.publish(drafts("x", 2))
+        begun = starts(answers)
         for _ in range(20):
             old = accepted(answers[-1]).position
             await broker.contradict("a.b", Position(old.epoch, old.offset, "f" * 16))
             answers = await broker.publish([draft(old.epoch)])
-        found = await drained(broker)
+        found = await drained(broker, begun=begun)
         assert found[:2] == ["x1", "without 2 to 2"]
         assert found[-1] == "without 17 to 22"
         assert len(found) == 17
@@ -247,11 +264,12 @@ async def test_each_channel_has_its_own_gap(open_one: OpenBroker) -> None:
     keys = RedisKeys("one-partition", partitions=1)
     async with open_one(archive_queue_max=2, keys=keys) as broker:
         names = [f"c.{number}" for number in range(100)]
-        await broker.publish([draft("x", "full"), draft("y", "full")])
+        begun = starts(await broker.publish([draft("x", "full"), draft("y", "full")]))
         for _ in range(2):
-            await broker.publish([draft(f"{name}-{_}", name) for name in names])
+            answers = await broker.publish([draft(f"{name}-{_}", name) for name in names])
+            begun = starts(answers) | begun
         await broker.purge("full")
-        words = await drained(broker)
+        words = await drained(broker, begun=begun)
         assert words[:2] == ["x", "y"]
         assert sorted(words[2:]) == ["purged to 2", *["without 1 to 2"] * 100]
         server = shared_redis()
@@ -260,10 +278,11 @@ async def test_each_channel_has_its_own_gap(open_one: OpenBroker) -> None:
 
 async def test_a_purge_at_the_bound_waits_and_takes_the_gap_below_it(open_one: OpenBroker) -> None:
     async with open_one(archive_queue_max=2) as broker:
-        await broker.publish(drafts("x", 4))
+        begun = starts(await broker.publish(drafts("x", 4)))
         await broker.purge("a.b")
         await broker.publish(drafts("y", 2))
-        assert await drained(broker) == ["x1", "x2", "purged to 4", "without 5 to 6"]
+        words = await drained(broker, begun=begun)
+        assert words == ["x1", "x2", "purged to 4", "without 5 to 6"]
 
 
 async def test_without_a_bound_all_is_queued(open_one: OpenBroker) -> None:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import pytest
 
-from queue_rig import ARCHIVED, ArchivingNode, StandIn, open_archiving_node
 from broker_rig import draft, drafts
 from config.rules import ChannelRule
 from pubsub.archive import Unarchived
@@ -16,6 +15,7 @@ from pubsub.errors import PubSubError
 from pubsub.event import Event, Published
 from pubsub.redis_archive_queue import RedisArchiveQueue
 from pubsub.redis_keys import RedisKeys
+from queue_rig import ARCHIVED, ArchivingNode, StandIn, open_archiving_node
 from redis_cluster import shared_cluster
 from redis_rig import until
 from redis_server import RedisServer, shared_redis
@@ -95,12 +95,12 @@ class Publishers:
 async def test_what_is_published_is_archived_in_order(server: RedisServer) -> None:
     async with open_archiving_node(server, archive := StandIn()) as node:
         await node.shares(64)
-        await node.publish(*drafts("x", 3), draft("other", "c.d"))
+        answers = await node.publish(*drafts("x", 3), draft("other", "c.d"))
         await node.broker.purge("c.d")
         await node.flushed()
         assert archive.ids() == ["x1", "x2", "x3"]
         assert_chained(archive.events())
-        assert archive.floors == {"c.d": 1}
+        assert archive.floors == {"c.d": answers[-1].position.offset}
         archivist = node.archivist
         assert (archivist.written, archivist.backlog, archivist.lag_s) == (5, 0, 0.0)
         assert archivist.problem() is None
@@ -252,7 +252,8 @@ async def test_at_the_bound_the_gap_is_told_though_nothing_more_is_published(
         await node.flushed()
         assert archive.ids() == [f"x{number}" for number in range(1, 11)]
         (gap,) = archive.gaps
-        assert (gap.epoch, gap.first, gap.last) == (answers[0].position.epoch, 11, 15)
+        first, last = answers[10].position, answers[14].position
+        assert (gap.epoch, gap.first, gap.last) == (first.epoch, first.offset, last.offset)
         assert (node.archivist.gaps, node.archivist.waiting) == (1, 0)
         await node.publish(draft("y"))
         await node.flushed()

@@ -77,7 +77,7 @@ async def test_a_newer_database_is_refused_and_stays_as_it_is(path: str) -> None
         await archive.write(kept(events(1)))
     ask(path, "PRAGMA user_version = 99")
     before = content(path)
-    with pytest.raises(ArchiveRefused, match="is of version 99, and this Galecast knows 1 at most"):
+    with pytest.raises(ArchiveRefused, match="is of version 99, and this Galecast knows 2 at most"):
         await archive_at(path).start()
     assert content(path) == before
 
@@ -114,6 +114,15 @@ def test_a_migration_keeps_what_is_there(path: str) -> None:
         assert connection.execute("SELECT * FROM floors").fetchall() == [("a", "b", 1, None)]
         migrate(connection, further)
         assert connection.execute("PRAGMA user_version").fetchone() == (len(further),)
+
+
+async def test_the_first_version_becomes_this_one(path: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS[:1])
+        connection.execute("INSERT INTO channels VALUES ('a.b', 'e', 1, 'c', 5, 0)")
+    async with started(archive_at(path)) as archive:
+        assert [record.channel for record in await archive.records()] == ["a.b"]
+        assert await archive.schedules.pending() == 0
 
 
 def test_a_migration_that_fails_changes_nothing(path: str) -> None:

@@ -124,9 +124,11 @@ async def test_rule_04_a_position_outlives_the_events(open_rig: OpenRig) -> None
         assert await rig.broker.top("a.b") == answer.position
         await rig.advance(1)
         await rig.tidy()
-        assert await rig.broker.top("a.b") is None
+        # Where it is archived for good, so is where it stands.
+        top = None if rig.lapses else answer.position
+        assert await rig.broker.top("a.b") == top
         (later,) = await rig.publish(draft("y"))
-        assert later.position.epoch != answer.position.epoch
+        assert (later.position.epoch != answer.position.epoch) == rig.lapses
 
 
 async def test_rule_04_a_subscribed_channel_never_goes(open_rig: OpenRig) -> None:

@@ -1,11 +1,20 @@
 import json
+import re
 import resource
+import secrets
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import pymongo
 import pytest
 
+from archive_rig import events, kept
 from config.settings import Settings
 from config.sources import load
+from export_rig import fill
+from mongo_server import MISSING, mongo_is_missing, shared_mongo_url
 from redis_server import RedisServer
 from server import cli_check
 from server.cli import main
@@ -112,6 +121,82 @@ def test_a_limit_that_the_kernel_refuses_is_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(resource, "setrlimit", refuse)
     raise_file_limit()
     assert len(tried) == 1
+
+
+# ---- the archive
+
+
+def archive(url: str, **changes: str) -> list[Finding]:
+    return found("archive", settings(**{"archive.url": url} | changes), PLENTY)
+
+
+def test_the_size_of_an_sqlite_archive_is_told(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'archive.db'}"
+    text = f"{url}: SQLite; the file is made when a node starts"
+    assert archive(url) == [Finding("archive", "ok", text)]
+    assert list(tmp_path.iterdir()) == []
+    fill(url, [*kept(events(3)), *kept(events(2, channel="c"))])
+    (finding,) = archive(url)
+    assert finding.status == "ok"
+    shown = re.escape(f"{url}: SQLite, ") + r"\d+ KB; channels: 2, events: 5"
+    assert re.fullmatch(shown, finding.message)
+
+
+def test_an_archive_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    (finding,) = archive("sqlite:////no/such/folder/a.db")
+    assert finding.status == "fail"
+    assert "the folder /no/such/folder does not exist" in finding.message
+    (tmp_path / "other.db").write_bytes(b"x" * 1_000)
+    (finding,) = archive(f"sqlite:///{tmp_path}/other.db")
+    assert (finding.status, finding.message.rpartition(": ")[2]) == (
+        "fail",
+        "file is not a database",
+    )
+    with closing(sqlite3.connect(tmp_path / "later.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    (finding,) = archive(f"sqlite:///{tmp_path}/later.db")
+    assert finding.status == "fail"
+    assert "the database is not an archive of Galecast" in finding.message
+
+
+def test_rights_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.db").touch()
+    for refused, text in ((tmp_path, "is not writable"), (tmp_path / "a.db", "the file is not")):
+        monkeypatch.setattr("os.access", lambda path, _mode, refused=refused: path != refused)
+        (finding,) = archive(f"sqlite:///{tmp_path}/a.db")
+        assert finding.status == "fail"
+        assert text in finding.message
+
+
+def test_a_file_is_not_for_several_machines(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    for broker in ("unix:///tmp/no.redis", "redis://127.0.0.1:1", "redis://localhost:1"):
+        assert len(archive(url, **{"broker.url": broker})) == 1
+    away = {"broker.url": "redis://192.0.2.1:1", "broker.call_timeout_s": "0.1"}
+    (_, finding) = archive(url, **away)
+    assert finding.status == "warn"
+    assert "use a MongoDB" in finding.message
+
+
+def test_a_mongodb_is_reached() -> None:
+    away = {"broker.url": "unix:///tmp/no.redis", "archive.call_timeout_s": "0.1"}
+    (finding,) = archive("mongodb://u:secret@127.0.0.1:1/x", **away)
+    assert finding.status == "fail"
+    assert finding.message.startswith("mongodb://u:***@127.0.0.1:1/x: cannot be reached: MongoDB")
+
+
+@pytest.mark.skipif(mongo_is_missing(), reason=MISSING)
+def test_the_size_of_a_mongodb_is_told() -> None:
+    url = f"{shared_mongo_url()}_{secrets.token_hex(6)}"
+    with pymongo.MongoClient[dict[str, Any]](url) as client:
+        try:
+            fill(url, kept(events(3)))
+            size, *more = archive(url, **{"broker.url": "unix:///tmp/no.redis"})
+            replicated = "setName" in client.admin.command("hello")
+        finally:
+            client.drop_database(client.get_default_database())
+    assert size == Finding("archive", "ok", f"{url}: MongoDB, about 3 events")
+    assert [each.status for each in more] == ([] if replicated else ["warn"])
 
 
 # ---- the command

@@ -143,6 +143,38 @@ def test_a_duplicate_is_told(backend: Backend, url: str, capsys: Capture) -> Non
     assert capsys.readouterr().out.endswith("duplicate: it was published before\n")
 
 
+@pytest.mark.parametrize(
+    ("duplicate", "note"), [(False, ""), (True, ", duplicate: it was scheduled before")]
+)
+def test_an_event_is_scheduled(
+    backend: Backend, url: str, capsys: Capture, duplicate: bool, note: str
+) -> None:
+    answer = {"channel": "a", "id": "i", "deliver_at": 1_789_000_000_005, "scheduled": True}
+    told = answer | ({"duplicate": True} if duplicate else {})
+    backend.plan = [(202, json.dumps(told).encode())] * 2
+    argv = ["a", "1", "--id", "i", "--deliver-at", "2026-09-10T00:26:40.005Z"]
+    assert publish(url, *argv) == 0
+    assert backend.seen[0].json["deliver_at"] == 1_789_000_000_005
+    shown = capsys.readouterr().out
+    assert shown == f"a: scheduled for 2026-09-10T00:26:40.005Z, id i{note}\n"
+    assert publish(url, *argv, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == answer | {"duplicate": duplicate}
+
+
+def test_a_time_that_is_none_is_told_before_anything_is_sent(
+    backend: Backend, url: str, capsys: Capture
+) -> None:
+    assert publish(url, "a", "1", "--deliver-at", "soon") == 1
+    assert "--deliver-at soon: write" in capsys.readouterr().err
+    assert backend.seen == []
+
+
+def test_lines_are_scheduled_for_one_time(backend: Backend, url: str, feed: Any) -> None:
+    feed(b"1\n2\n")
+    assert publish(url, "a", "--ndjson", "--deliver-at", "5000") == 0
+    assert [event["deliver_at"] for seen in backend.seen for event in seen.lines] == [5000, 5000]
+
+
 def test_json_for_programs(backend: Backend, url: str, capsys: Capture) -> None:
     assert publish(url, "a", "null", "--id", "i", "--json") == 0
     answer = json.loads(capsys.readouterr().out)

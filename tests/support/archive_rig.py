@@ -17,6 +17,7 @@ from pubsub.archive_url import parse_archive_url
 from pubsub.event import Event
 from pubsub.mongo_archive import MongoArchive
 from pubsub.position import Position, chain, start
+from pubsub.schedules import Schedules
 from pubsub.sqlite_archive import SqliteArchive
 
 A = TypeVar("A", bound=Archive)
@@ -33,6 +34,11 @@ class ArchiveRig:
 
     archive: Archive
     another: Callable[[], AbstractAsyncContextManager[Archive]]
+
+    @property
+    def schedules(self) -> Schedules:
+        """What the archive keeps to be published later."""
+        return schedules_of(self.archive)
 
     async def offsets(self, channel: str = "a.b", **query: Any) -> list[int]:
         """The offsets of what a query finds."""
@@ -60,6 +66,12 @@ async def started(archive: A) -> AsyncIterator[A]:
         yield archive
     finally:
         await archive.close()
+
+
+def schedules_of(archive: Archive) -> Schedules:
+    """Return the schedules in the database of an archive."""
+    assert isinstance(archive, SqliteArchive | MongoArchive)
+    return archive.schedules
 
 
 @asynccontextmanager

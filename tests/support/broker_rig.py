@@ -6,12 +6,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from config.rules import ChannelRule, ChannelRules
 from pubsub.broker import Broker
+from pubsub.durable_broker import DurableBroker
 from pubsub.errors import PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.memory_broker import MemoryBroker
@@ -21,6 +24,7 @@ from pubsub.redis_client import Topology, connect
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_url import parse_redis_url
+from pubsub.sqlite_archive import SqliteArchive
 from redis_cluster import RedisCluster
 from redis_kinds import redis_params
 from redis_server import RedisServer
@@ -81,7 +85,8 @@ class Rig:
 
     `settle` waits until the sink has heard all that was acknowledged; `advance` lets time pass;
     `tidy` makes the broker free what has expired. `one_clock` says that the wall clock is the only
-    one: a step of it is time that passes.
+    one: a step of it is time that passes. `lapses`: a channel is forgotten when it was idle for
+    long.
     """
 
     broker: Broker
@@ -91,6 +96,7 @@ class Rig:
     advance: Callable[[float], Coroutine[Any, Any, None]]
     tidy: Callable[[], Coroutine[Any, Any, None]]
     one_clock: bool = False
+    lapses: bool = True
 
     async def publish(self, *drafts: Draft) -> list[Published]:
         """Publish, wait for the sink, and return the answers, all of which must be positions."""
@@ -149,6 +155,53 @@ async def open_memory_rig(
         yield Rig(broker, notes, clock, _at_once, advance, tidy)
     finally:
         await broker.close()
+
+
+@asynccontextmanager
+async def open_durable_rig(
+    *,
+    rules: Sequence[ChannelRule] = (),
+    max_channels: int = 1_000,
+    idempotency_window_s: float = 300.0,
+    position_ttl_s: float = 604_800.0,
+) -> AsyncIterator[Rig]:
+    clock = Clock()
+    with TemporaryDirectory(prefix="archive-") as folder:
+        ledger = SqliteArchive(
+            f"{folder}/archive.db",
+            keep_ids_s=2 * idempotency_window_s,
+            position_ttl_s=position_ttl_s,
+            clock_ms=lambda: round(clock.wall_s * 1000),
+        )
+        broker = DurableBroker(
+            ChannelRules(
+                [replace(rule, archive=True) for rule in rules],
+                ChannelRule(match=">", archive=True),
+            ),
+            ledger,
+            max_channels=max_channels,
+            idempotency_window_s=idempotency_window_s,
+            position_ttl_s=position_ttl_s,
+            now=clock.wall,
+            monotonic=clock.monotonic,
+        )
+        notes = Notes()
+        broker.bind(notes)
+
+        async def advance(seconds: float) -> None:
+            clock.advance(seconds)
+
+        async def tidy() -> None:
+            while broker.sweep(100) >= 100:
+                pass
+            while await ledger.sweep(round(clock.wall_s * 1000), 100) >= 100:
+                pass
+
+        try:
+            await broker.start()
+            yield Rig(broker, notes, clock, _at_once, advance, tidy, lapses=False)
+        finally:
+            await broker.close()
 
 
 def redis_broker(
@@ -222,7 +275,11 @@ async def _open_redis_rig(
 
 
 # Every broker stands here, as parameters of a test that is skipped where a part is missing.
-RIG_PARAMS = [pytest.param(open_memory_rig, id="memory"), *redis_params(_open_redis_rig)]
+RIG_PARAMS = [
+    pytest.param(open_memory_rig, id="memory"),
+    pytest.param(open_durable_rig, id="durable"),
+    *redis_params(_open_redis_rig),
+]
 
 
 def draft(event_id: str, channel: str = "a.b", data: bytes = b'{"x":1}') -> Draft:

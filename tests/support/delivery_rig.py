@@ -22,12 +22,14 @@ from config.limits import LimitSettings
 from config.rules import ChannelRule, ChannelRules
 from config.settings import Settings
 from pubsub.broker import ChannelState, History, Sink
+from pubsub.durable_broker import DurableBroker
 from pubsub.errors import BrokerUnavailable, PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.memory_broker import MemoryBroker
 from pubsub.memory_presence import MemoryPresence
 from pubsub.position import Position, chain, start
 from pubsub.presence import Member, Members, PresenceSink
+from pubsub.sqlite_archive import SqliteArchive
 from server.auth import Auth
 from server.closing import Closing
 from server.codec import JSON
@@ -549,8 +551,10 @@ async def open_delivery_rig(
     linger_s: float = 10.0,
     members_per_reply: int = 100,
     tick_s: float = 0.5,
+    archive_path: str = "",
     **broker_options: Any,
 ) -> AsyncIterator[DeliveryRig]:
+    """Open a node; with `archive_path` its channels are in an archive too, if a rule says so."""
     loop = asyncio.get_running_loop()
     limits = LimitSettings(
         session_commands_per_s=0,
@@ -568,7 +572,14 @@ async def open_delivery_rig(
         token=replace(defaults.token, secret=secrets.token_hex(32)),
     )
     channel_rules = ChannelRules(rules, ChannelRule(match=">", presence=True, client_publish=True))
-    broker = LossyBroker(MemoryBroker(channel_rules, **broker_options))
+    archive = None
+    if archive_path:
+        archive = SqliteArchive(archive_path, keep_ids_s=600)
+        durable = DurableBroker(channel_rules, archive, **broker_options)
+        await durable.start()
+        broker = LossyBroker(durable)
+    else:
+        broker = LossyBroker(MemoryBroker(channel_rules, **broker_options))
     presence, sleeps = SlowPresence(), Sleeps()
     timetable = Timetable(loop, tick_s=tick_s)
     ids = count(1)
@@ -582,6 +593,7 @@ async def open_delivery_rig(
         metrics=Metrics(version="0"),
         timetable=timetable,
         new_id=lambda: f"s{next(ids)}",
+        archive=archive,
         linger_s=linger_s,
         sleep=sleeps,
     )

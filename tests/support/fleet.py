@@ -52,7 +52,7 @@ def make_token(user: str) -> str:
     return TokenSigner(settings).mint(user, {">": ACTIONS}, 600)
 
 
-def settings_file(folder: Path) -> Path:
+def settings_file(folder: Path, rule: str = _RULE) -> Path:
     """Write the settings of a fleet into a folder, and return where."""
     secret = folder / "token_secret"
     secret.write_text(_SECRET)
@@ -62,7 +62,7 @@ def settings_file(folder: Path) -> Path:
             '"0.0.0.0"': ('"127.0.0.1"', 1),
             "172.30.0.10": ("127.0.0.1", 1),
             "/run/secrets/token_secret": (str(secret), 1),
-            "[[keys]]": (_RULE + "[[keys]]", 1),
+            "[[keys]]": (rule + "[[keys]]", 1),
             'id = "k1"': ('id = "fleet"', 1),
             "sha256:" + "0" * 64: (hash_secret(KEY.split(".")[1]), 1),
             'scopes = { publish = ["orders.>"], history = ["orders.>"] }': (
@@ -89,10 +89,11 @@ def redis_lines() -> list[str]:
 class Node:
     """One node: a name, its ports, and the process that runs, if one does."""
 
-    def __init__(self, name: str, config: Path, broker_url: str) -> None:
+    def __init__(self, name: str, config: Path, broker_url: str, archive_url: str = "none") -> None:
         self.name = name
         self.port, self.admin_port = steady_ports(2)
         self.broker_url = broker_url
+        self.archive_url = archive_url
         self._config = config
         self.process: ServerProcess | None = None
 
@@ -103,6 +104,7 @@ class Node:
             **TIMES,
             "GALECAST_NODE": self.name,
             "GALECAST_BROKER_URL": self.broker_url,
+            "GALECAST_ARCHIVE_URL": self.archive_url,
         }
         self.process = ServerProcess("--config", str(self._config), *ports, environ=environ)
         await_true(lambda: self.readiness()[0] == 200, lambda: f"{self.name}: {self.readiness()}")
@@ -174,16 +176,16 @@ class Fleet:
     """Three nodes behind Nginx over one Redis; runs while the block runs.
 
     With `tcp`, Redis also has a port. A node may have another way to Redis: set its `broker_url`
-    before.
+    before. `rule` says how its channels behave.
     """
 
-    def __init__(self, *, tcp: bool = False) -> None:
+    def __init__(self, *, tcp: bool = False, archive_url: str = "none", rule: str = _RULE) -> None:
         # Skipped before anything is started.
         find_nginx()
         self._folder = Path(tempfile.mkdtemp(prefix="fleet-"))
         self.redis = RedisServer(*redis_lines(), tcp=tcp)
-        config = settings_file(self._folder)
-        self.nodes = [Node(name, config, self.redis.url) for name in NAMES]
+        config = settings_file(self._folder, rule)
+        self.nodes = [Node(name, config, self.redis.url, archive_url) for name in NAMES]
         self.nginx: NginxServer
 
     def __enter__(self) -> "Fleet":

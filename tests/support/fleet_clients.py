@@ -205,6 +205,9 @@ class StreamFollower(Follower):
         headers = {"Authorization": f"Bearer {self.bearer}", "Accept": "text/event-stream"}
         if self._cursor:
             headers["Last-Event-ID"] = self._cursor
+        elif any(followed.since for followed in self.channels.values()):
+            positions = (followed.since or "" for followed in self.channels.values())
+            names += f"&since={','.join(positions)}"
         async with open_exchange(self.url, self.tls) as exchange:
             answer = await exchange.begin("GET", f"/v1/sse?{names}", headers=headers)
             if answer.status != 200:

@@ -1,0 +1,435 @@
+"""How does an event get its position? This file: a single node whose archived events survive it.
+
+An event of an archived channel is committed to the ledger, then handed to the sink, then
+acknowledged. Publishes that wait while a commit runs go into the next one together.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from pubsub.archive import Entry, Kept, Purged, Query
+from pubsub.broker import History, HistoryRules
+from pubsub.channel_record import ChannelRecord
+from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, PubSubError
+from pubsub.event import Draft, Event, Published
+from pubsub.ledger import Ledger, LedgerRecord
+from pubsub.memory_broker import MemoryBroker, Run
+from pubsub.position import Position
+from pubsub.schedules import Schedule
+
+_log = logging.getLogger(__name__)
+
+# What goes into one commit, about.
+_MOST_EVENTS: Final = 2_000
+_MOST_BYTES: Final = 4 * 1024 * 1024
+# What may wait for the next ones; more is refused.
+_MOST_WAITING: Final = 20_000
+_MOST_WAITING_BYTES: Final = 64 * 1024 * 1024
+_EVENT_BYTES: Final = 256
+_CLOSE_S: Final = 5.0
+
+_T = TypeVar("_T")
+_Answers = list[Published | PubSubError]
+
+
+class _Publish:
+    """Events that wait for a commit."""
+
+    __slots__ = ("done", "drafts", "size")
+
+    def __init__(self, drafts: Sequence[Draft], done: "asyncio.Future[_Answers]") -> None:
+        self.drafts = drafts
+        self.done = done
+        self.size = sum(len(draft.data) + _EVENT_BYTES for draft in drafts)
+
+
+class _Step:
+    """What takes its turn between commits, since it changes where a channel stands."""
+
+    __slots__ = ("done", "work")
+
+    def __init__(self, work: Callable[[], Awaitable[Any]], done: "asyncio.Future[Any]") -> None:
+        self.work = work
+        self.done = done
+
+
+class DurableBroker(MemoryBroker):
+    """A `MemoryBroker` that keeps archived channels in a ledger, and goes on from there.
+
+    For channels whose rule says `archive`: an acknowledged event is on the disk, and after a
+    restart positions, history and idempotency go on. A commit that fails refuses its publishes
+    and leaves no trace but where it cannot be known whether it was done; then the ledger is asked
+    before the channel goes on. Other channels are as with `MemoryBroker`.
+
+    `call_timeout_s` is how long a publish waits for its commit; `wall_ms` is the time for events.
+    """
+
+    def __init__(
+        self,
+        rules: HistoryRules,
+        ledger: Ledger,
+        *,
+        call_timeout_s: float = 5.0,
+        idempotency_window_s: float = 300.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(rules, idempotency_window_s=idempotency_window_s, **options)
+        self.commits = 0
+        self.committed = 0
+        self.failures = 0
+        self._ledger = ledger
+        self._call_timeout_s = call_timeout_s
+        self._window_ms = round(2 * idempotency_window_s * 1000)
+        self._waiting: deque[_Publish | _Step] = deque()
+        self._waiting_events = 0
+        self._waiting_bytes = 0
+        self._some = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._recalls: dict[str, asyncio.Task[ChannelRecord | None]] = {}
+        # Channels of which a commit failed: it may have been done.
+        self._doubtful: set[str] = set()
+
+    @property
+    def doubtful(self) -> int:
+        """Of how many channels it is not known whether a commit that failed was done."""
+        return len(self._doubtful)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait for a commit."""
+        return self._waiting_events
+
+    async def start(self) -> None:
+        """Open the ledger and remember the ids of late; raises ArchiveUnavailable."""
+        await self._ledger.start()
+        since_ms = int(self._now() * 1000) - self._window_ms
+        for each in await self._ledger.published(since_ms):
+            record = self._records.get(each.channel) or await self._recall(each.channel)
+            if record is not None:
+                now = self._monotonic()
+                recent, _older = self._ids.open(record.ids, now)
+                recent[each.id] = each.position
+                self._ids.added(1, now)
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def close(self) -> None:
+        """Finish the commits that wait, a few seconds at most, and close the ledger."""
+        worker, self._worker = self._worker, None
+        self._closed = True
+        if worker is not None:
+            self._some.set()
+            _done, late = await asyncio.wait([worker], timeout=_CLOSE_S)
+            if late:
+                worker.cancel()
+                await asyncio.wait([worker])
+        for task in list(self._recalls.values()):
+            await asyncio.wait([task])
+        while self._waiting:
+            _fail(self._waiting.popleft(), BrokerUnavailable("the broker is closed"))
+        await self._ledger.close()
+        await super().close()
+
+    # ---- the broker
+
+    async def publish(self, drafts: Sequence[Draft]) -> _Answers:
+        places = [n for n, draft in enumerate(drafts) if self.archives(draft.channel)]
+        if not places:
+            return await super().publish(drafts)
+        self._begin()
+        if len(places) == len(drafts):
+            return await self._commit_soon(drafts)
+        durable = await self._commit_soon([drafts[n] for n in places])
+        others = set(range(len(drafts))).difference(places)
+        plain = await super().publish([drafts[n] for n in sorted(others)])
+        found = dict(zip(places, durable, strict=True))
+        found.update(zip(sorted(others), plain, strict=True))
+        return [found[n] for n in range(len(drafts))]
+
+    async def subscribe(self, channel: str) -> Position:
+        if self.archives(channel) and channel not in self._records:
+            self._begin()
+            await self._recall(channel, make=True)
+        return await super().subscribe(channel)
+
+    async def top(self, channel: str) -> Position | None:
+        await self._remember(channel)
+        return await super().top(channel)
+
+    async def history(
+        self,
+        channel: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int,
+        newest: bool = False,
+        hidden: bool = False,
+    ) -> History | None:
+        await self._remember(channel)
+        return await super().history(
+            channel, after=after, before=before, limit=limit, newest=newest, hidden=hidden
+        )
+
+    async def contradict(self, channel: str, evidence: Position) -> Position:
+        inner = super().contradict
+        if not self.archives(channel):
+            return await inner(channel, evidence)
+
+        async def work() -> Position:
+            await self._recall(channel)
+            top = await inner(channel, evidence)
+            record = self._records[channel]
+            await self._ledger.begin(LedgerRecord(channel, top, record.time, record.floor))
+            return top
+
+        return await self.in_turn(work)
+
+    async def purge(self, channel: str) -> Position | None:
+        inner = super().purge
+        if not self.archives(channel):
+            return await inner(channel)
+
+        async def work() -> Position | None:
+            record = await self._recall(channel)
+            if record is None:
+                return None
+            # First for good, then for all to see.
+            await self._ledger.write([Purged(channel, record.top)])
+            return await inner(channel)
+
+        return await self.in_turn(work)
+
+    # ---- what is scheduled
+
+    def archives(self, channel: str) -> bool:
+        """Say whether events of a channel are archived."""
+        return self._rules.rule(channel).archive
+
+    async def in_turn(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do work between two commits, and return what it does; once begun, it is done."""
+        self._begin()
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Step(work, done))
+        self._some.set()
+        return await self._answer(done)
+
+    async def commit(self, schedules: Sequence[Schedule]) -> _Answers:
+        """Publish schedules of archived channels and delete them, in one; only `in_turn`."""
+        done: asyncio.Future[_Answers] = asyncio.get_running_loop().create_future()
+        job = _Publish([schedule.draft for schedule in schedules], done)
+        await self._commit([job], schedules)
+        return await done
+
+    async def hand_out(self, drafts: Sequence[Draft]) -> _Answers:
+        """Publish to channels that are not archived."""
+        return await super().publish(drafts)
+
+    def make_room(self, channel: str) -> bool:
+        """Make the record of a channel that is not archived; False if there is no room."""
+        now = self._begin()
+        record = self._alive(channel, now) or self._make(channel, now)
+        if record is not None:
+            record.touched = now
+        return record is not None
+
+    async def settle(self) -> None:
+        """Find out about commits that failed, and publish what they brought; only `in_turn`."""
+        for channel in list(self._doubtful):
+            await self._recall(channel, make=True)
+            await self._settle(channel)
+
+    # ---- commits
+
+    async def _commit_soon(self, drafts: Sequence[Draft]) -> _Answers:
+        done: asyncio.Future[_Answers] = asyncio.get_running_loop().create_future()
+        job = _Publish(drafts, done)
+        if (
+            self._waiting_events + len(drafts) > _MOST_WAITING
+            or self._waiting_bytes + job.size > _MOST_WAITING_BYTES
+        ) and self._waiting:
+            raise BrokerUnavailable("too many events wait for the archive")
+        self._waiting.append(job)
+        self._waiting_events += len(drafts)
+        self._waiting_bytes += job.size
+        self._some.set()
+        return await self._answer(done)
+
+    async def _answer(self, done: "asyncio.Future[_T]") -> _T:
+        try:
+            async with asyncio.timeout(self._call_timeout_s):
+                return await asyncio.shield(done)
+        except TimeoutError:
+            raise ArchiveUnavailable("the archive did not answer in time") from None
+        finally:
+            # What is not begun yet is left out then.
+            done.cancel()
+
+    async def _work(self) -> None:
+        """Commit what waits, one group after the other."""
+        while True:
+            while not self._waiting:
+                if self._closed:
+                    return
+                self._some.clear()
+                await self._some.wait()
+            first = self._waiting[0]
+            if isinstance(first, _Step):
+                self._waiting.popleft()
+                await self._take_step(first)
+            else:
+                await self._commit(self._group())
+
+    async def _take_step(self, step: _Step) -> None:
+        try:
+            answer = await step.work()
+        except PubSubError as error:
+            _fail(step, error)
+        except Exception:
+            _log.exception("a step of the archive failed")
+            _fail(step, ArchiveUnavailable("something went wrong"))
+        else:
+            if not step.done.done():
+                step.done.set_result(answer)
+
+    def _group(self) -> list[_Publish]:
+        """Take what goes into the next commit."""
+        group: list[_Publish] = []
+        events = size = 0
+        while self._waiting and (events < _MOST_EVENTS and size < _MOST_BYTES):
+            job = self._waiting[0]
+            if isinstance(job, _Step):
+                break
+            self._waiting.popleft()
+            self._waiting_events -= len(job.drafts)
+            self._waiting_bytes -= job.size
+            # Nobody waits any more for what was given up before it was begun.
+            if not job.done.cancelled():
+                group.append(job)
+                events += len(job.drafts)
+                size += job.size
+        return group
+
+    async def _commit(self, group: Sequence[_Publish], schedules: Sequence[Schedule] = ()) -> None:
+        """Give the events of a group their positions, commit them, and publish them.
+
+        `schedules` are those of a group of one; they are deleted in the same commit.
+        """
+        runs: dict[str, Run] = {}
+        try:
+            for channel in dict.fromkeys(draft.channel for job in group for draft in job.drafts):
+                record = await self._recall(channel, make=True)
+                if channel in self._doubtful:
+                    await self._settle(channel)
+                if record is not None:
+                    runs[channel] = Run(record)
+            now, wall = self._monotonic(), int(self._now() * 1000)
+            answers = [self._draw_job(job, runs, now, wall) for job in group]
+            entries = [self._entry(event) for run in runs.values() for event in run.fresh]
+            fired = [
+                schedule
+                for schedule, answer in zip(schedules, answers[0], strict=False)
+                if isinstance(answer, Published)
+            ]
+            if entries or fired:
+                self._doubtful.update(channel for channel, run in runs.items() if run.fresh)
+                if fired:
+                    await self._ledger.fire(entries, fired)
+                else:
+                    await self._ledger.write(entries)
+                self._doubtful.difference_update(runs)
+                self.commits += 1
+                self.committed += len(entries)
+        except Exception as error:
+            self.failures += 1
+            if not isinstance(error, PubSubError):
+                _log.exception("a commit failed")
+                error = ArchiveUnavailable("something went wrong")
+            for job in group:
+                _fail(job, error)
+            return
+        now = self._monotonic()
+        for run in runs.values():
+            self.enter(run, now)
+        for job, answer in zip(group, answers, strict=True):
+            if not job.done.done():
+                job.done.set_result(answer)
+
+    def _draw_job(self, job: _Publish, runs: dict[str, Run], now: float, wall: int) -> _Answers:
+        answers: _Answers = []
+        for draft in job.drafts:
+            run = runs.get(draft.channel)
+            if run is None:
+                answers.append(self._refusal())
+            else:
+                self.draw(run, (draft,), answers, now, wall)
+        return answers
+
+    def _entry(self, event: Event) -> Entry:
+        ttl_s = self._rules.rule(event.channel).archive_ttl_s
+        return Kept(event, event.time + round(ttl_s * 1000) if ttl_s else 0)
+
+    async def _settle(self, channel: str) -> None:
+        """Find out whether a commit that failed was done, and publish what it brought."""
+        record = self._records[channel]
+        known = await self._ledger.top(channel)
+        while known is not None and known.top.offset > record.top.offset:
+            query = Query(channel=channel, after=record.top.offset, limit=_MOST_EVENTS)
+            events = await self._ledger.read(query)
+            if not events:
+                break
+            run = Run(record)
+            run.fresh = events
+            run.ids = {event.id: event.position for event in events}
+            run.top, run.time = events[-1].position, events[-1].time
+            self.enter(run, self._monotonic())
+        self._doubtful.discard(channel)
+
+    # ---- records
+
+    async def _remember(self, channel: str) -> None:
+        """Recall an archived channel that is not in memory, if the ledger knows it."""
+        if channel not in self._records and self.archives(channel):
+            self._begin()
+            await self._recall(channel)
+
+    async def _recall(self, channel: str, *, make: bool = False) -> ChannelRecord | None:
+        """Return a channel's record, from the ledger if need be; None if there is none.
+
+        With `make` one is made, and None means that there is no room for it.
+        """
+        record = self._records.get(channel)
+        if record is None:
+            # Once at a time: two who made one would make two epochs.
+            task = self._recalls.get(channel)
+            if task is None:
+                task = asyncio.get_running_loop().create_task(self._read_record(channel))
+                self._recalls[channel] = task
+                task.add_done_callback(lambda _done: self._recalls.pop(channel, None))
+            record = await asyncio.shield(task)
+        if record is None and make:
+            record = self._records.get(channel) or self._make(channel, self._monotonic())
+            if record is not None:
+                await self._ledger.begin(LedgerRecord(channel, record.top, 0, 0))
+        if record is not None:
+            # It must not lapse while events are given positions behind it.
+            record.touched = self._monotonic()
+        return record
+
+    async def _read_record(self, channel: str) -> ChannelRecord | None:
+        known = await self._ledger.top(channel)
+        if known is None:
+            return None
+        record = self._make(channel, self._monotonic())
+        if record is not None:
+            record.top, record.time, record.floor = known.top, known.time, known.floor
+        return record
+
+
+def _fail(job: _Publish | _Step, error: PubSubError) -> None:
+    if not job.done.done():
+        job.done.set_exception(error)
+        # Whoever waited for it may have given up.
+        job.done.exception()

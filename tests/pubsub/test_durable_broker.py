@@ -1,0 +1,293 @@
+"""A single node whose archived events survive it: commits, their failures, and restarts."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_rig import Notes, accepted, draft, drafts, ids
+from config.rules import ChannelRule, ChannelRules
+from pubsub import durable_broker
+from pubsub.archive import Entry, Query
+from pubsub.durable_broker import DurableBroker
+from pubsub.errors import ArchiveUnavailable, BrokerUnavailable
+from pubsub.event import Published
+from pubsub.position import Position
+from pubsub.sqlite_archive import SqliteArchive
+
+RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
+
+
+class FaultyLedger(SqliteArchive):
+    """A real one whose writes fail or wait when they are told to."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.fails_before = False
+        self.fails_after = False
+        self.gate: asyncio.Event | None = None
+        self.waits = False
+        self.writes: list[int] = []
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        if self.gate is not None:
+            self.waits = True
+            await self.gate.wait()
+        if self.fails_before:
+            raise ArchiveUnavailable("told to fail")
+        await super().write(entries)
+        self.writes.append(len(entries))
+        if self.fails_after:
+            raise ArchiveUnavailable("told to fail, though it was done")
+
+
+class Rig:
+    def __init__(self, path: str, **options: Any) -> None:
+        self.ledger = FaultyLedger(path)
+        self.broker = DurableBroker(ChannelRules(RULES), self.ledger, **options)
+        self.notes = Notes()
+        self.broker.bind(self.notes)
+
+    def heard(self, channel: str = "a.b") -> list[str]:
+        return ids(self.notes.events(channel))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "archive.db")
+
+
+@asynccontextmanager
+async def opened(path: str, **options: Any) -> AsyncIterator[Rig]:
+    rig = Rig(path, **options)
+    try:
+        await rig.broker.start()
+        yield rig
+    finally:
+        if rig.ledger.gate is not None:
+            rig.ledger.gate.set()
+        await rig.broker.close()
+        await rig.broker.close()
+
+
+async def under_way(rig: Rig, event_id: str) -> "asyncio.Future[Any]":
+    """Publish an event, and return when its commit has begun."""
+    assert rig.ledger.gate is not None
+    asked = asyncio.ensure_future(rig.broker.publish([draft(event_id)]))
+    while not rig.ledger.waits:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return asked
+
+
+async def test_publishes_that_wait_go_into_one_commit(path: str) -> None:
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        rig.ledger.gate = asyncio.Event()
+        first = await under_way(rig, "x0")
+        more = [asyncio.ensure_future(rig.broker.publish([draft(f"x{n}")])) for n in range(1, 200)]
+        asked = [first, *more]
+        while rig.broker.waiting < 199:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert rig.heard() == []
+        rig.ledger.gate.set()
+        answers = await asyncio.gather(*asked)
+        assert [accepted(answer[0]).position.offset for answer in answers] == list(range(1, 201))
+        assert rig.heard() == [f"x{n}" for n in range(200)]
+        assert rig.broker.commits == 2
+        assert rig.broker.committed == 200
+
+
+async def test_an_event_is_on_the_disk_before_anybody_gets_it(path: str) -> None:
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        seen: list[int] = []
+
+        class Sink(Notes):
+            def on_events(self, channel: str, events: Any) -> None:
+                seen.append(sum(rig.ledger.writes))
+
+        rig.broker.bind(Sink())
+        for number in range(3):
+            await rig.broker.publish([draft(f"x{number}")])
+        assert seen == [1, 2, 3]
+
+
+async def test_a_commit_that_fails_leaves_no_trace(path: str) -> None:
+    async with opened(path) as rig:
+        top = await rig.broker.subscribe("a.b")
+        rig.ledger.fails_before = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 3))
+        assert rig.heard() == []
+        assert await rig.broker.top("a.b") == top
+        rig.ledger.fails_before = False
+        answers = [accepted(answer) for answer in await rig.broker.publish(drafts("x", 3))]
+        assert [(a.position.offset, a.duplicate) for a in answers] == [
+            (n, False) for n in (1, 2, 3)
+        ]
+        assert rig.heard() == ["x1", "x2", "x3"]
+        assert rig.broker.failures == 1
+
+
+async def test_a_commit_that_was_done_though_it_failed_is_published_later(path: str) -> None:
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 2))
+        assert rig.heard() == []
+        assert rig.broker.doubtful == 1
+        rig.ledger.fails_after = False
+        answers = [accepted(each) for each in await rig.broker.publish(drafts("x", 3))]
+        assert [(a.position.offset, a.duplicate) for a in answers] == [
+            (1, True),
+            (2, True),
+            (3, False),
+        ]
+        assert rig.heard() == ["x1", "x2", "x3"]
+        assert rig.broker.doubtful == 0
+        found = await rig.ledger.read(Query(channel="a.b", limit=10))
+        assert ids(found) == ["x1", "x2", "x3"]
+
+
+async def test_whoever_waits_too_long_is_told_and_may_ask_again(path: str) -> None:
+    async with opened(path, call_timeout_s=0.05) as rig:
+        await rig.broker.subscribe("a.b")
+        await rig.broker.publish([draft("x0")])
+        rig.ledger.gate = asyncio.Event()
+        begun = asyncio.ensure_future(rig.broker.publish([draft("x1")]))
+        with pytest.raises(ArchiveUnavailable):
+            await begun
+        # This one was never begun, and is not published behind its publisher's back.
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish([draft("x2")])
+        rig.ledger.gate.set()
+        rig.ledger.gate = None
+        (again,) = await rig.broker.publish([draft("x1")])
+        assert accepted(again).duplicate
+        (later,) = await rig.broker.publish([draft("x3")])
+        assert accepted(later).position.offset == 3
+        assert rig.heard() == ["x0", "x1", "x3"]
+
+
+async def test_what_waits_is_bounded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable_broker, "_MOST_WAITING", 10)
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        rig.ledger.gate = asyncio.Event()
+        first = await under_way(rig, "first")
+        waiting = asyncio.ensure_future(rig.broker.publish(drafts("x", 10)))
+        await asyncio.sleep(0)
+        with pytest.raises(BrokerUnavailable):
+            await rig.broker.publish([draft("late")])
+        rig.ledger.gate.set()
+        assert len(await first) == 1
+        assert all(isinstance(answer, Published) for answer in await waiting)
+
+
+async def test_answers_of_both_kinds_of_channel_stand_in_order(path: str) -> None:
+    async with opened(path) as rig:
+        batch = [
+            draft("1", "plain.a"),
+            draft("2", "a.b"),
+            draft("3", "plain.a"),
+            draft("4", "a.c"),
+            draft("5", "a.b"),
+        ]
+        answers = [accepted(answer) for answer in await rig.broker.publish(batch)]
+        assert [(a.channel, a.id, a.position.offset) for a in answers] == [
+            ("plain.a", "1", 1),
+            ("a.b", "2", 1),
+            ("plain.a", "3", 2),
+            ("a.c", "4", 1),
+            ("a.b", "5", 2),
+        ]
+        assert rig.ledger.writes == [3]
+
+
+async def test_a_purge_takes_its_turn(path: str) -> None:
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        rig.ledger.gate = asyncio.Event()
+        before = asyncio.ensure_future(rig.broker.publish([draft("before")]))
+        await asyncio.sleep(0)
+        purging = asyncio.ensure_future(rig.broker.purge("a.b"))
+        await asyncio.sleep(0)
+        after = asyncio.ensure_future(rig.broker.publish([draft("after")]))
+        rig.ledger.gate.set()
+        await asyncio.gather(before, purging, after)
+        floor = purging.result()
+        assert floor is not None and floor.offset == 1
+        assert rig.notes.kinds("a.b") == ["events", "purge", "events"]
+        assert ids(await rig.ledger.read(Query(channel="a.b", limit=10))) == ["after"]
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and ids(found.events) == ["after"]
+
+
+async def test_a_restart_goes_on_where_it_was(path: str) -> None:
+    async with opened(path, now=lambda: 2_000.0) as rig:
+        answers = [accepted(each) for each in await rig.broker.publish(drafts("x", 3))]
+        empty = await rig.broker.subscribe("a.empty")
+        await rig.broker.publish([draft("p", "plain.a")])
+    async with opened(path, now=lambda: 1_990.0) as rig:
+        assert await rig.broker.top("a.b") == answers[-1].position
+        assert await rig.broker.subscribe("a.empty") == empty
+        assert await rig.broker.top("plain.a") is None
+        (again,) = await rig.broker.publish([draft("x2")])
+        assert again == Published("a.b", answers[1].position, "x2", True)
+        (later,) = await rig.broker.publish([draft("x4")])
+        assert accepted(later).position.offset == 4
+        # The clock went back; the time of a channel does not.
+        found = await rig.ledger.read(Query(channel="a.b", limit=10))
+        assert [event.time for event in found] == [2_000_000] * 4
+
+
+async def test_a_new_epoch_and_a_purge_survive_a_restart(path: str) -> None:
+    async with opened(path) as rig:
+        (first, *_), second = [
+            [accepted(each) for each in await rig.broker.publish(drafts(name, 2))]
+            for name in ("x", "y")
+        ]
+        await rig.broker.purge("a.b")
+        top = await rig.broker.contradict("a.b", Position(first.position.epoch, 4, "f" * 16))
+        assert top.epoch != second[-1].position.epoch
+    async with opened(path) as rig:
+        assert await rig.broker.top("a.b") == top
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and found.floor == 4
+        (again,) = await rig.broker.publish([draft("x1")])
+        assert accepted(again).duplicate
+
+
+async def test_closing_finishes_what_waits_and_then_refuses(path: str) -> None:
+    rig = Rig(path)
+    await rig.broker.start()
+    rig.ledger.gate = asyncio.Event()
+    asked = [asyncio.ensure_future(rig.broker.publish([draft(f"x{n}")])) for n in range(5)]
+    await asyncio.sleep(0)
+    rig.ledger.gate.set()
+    await rig.broker.close()
+    assert [accepted((await each)[0]).position.offset for each in asked] == [1, 2, 3, 4, 5]
+    with pytest.raises(BrokerUnavailable):
+        await rig.broker.publish([draft("late")])
+
+
+async def test_two_who_come_first_get_one_epoch(path: str) -> None:
+    async with opened(path) as rig:
+        tops = await asyncio.gather(*(rig.broker.subscribe("a.new") for _ in range(5)))
+        assert len(set(tops)) == 1
+    async with opened(path) as rig:
+        again = await asyncio.gather(
+            rig.broker.subscribe("a.new"), rig.broker.top("a.new"), rig.broker.publish([draft("x")])
+        )
+        assert again[0] == again[1] == tops[0]
+
+
+async def test_an_archive_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    rig = Rig(str(tmp_path / "nowhere" / "archive.db"))
+    with pytest.raises(ArchiveUnavailable):
+        await rig.broker.start()
+    await rig.broker.close()
