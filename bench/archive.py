@@ -10,7 +10,9 @@ For SQLite with the broker in memory, for Redis and SQLite, and for Redis and Mo
   until all of that is archived;
 - replayed: one client that subscribes `from` 0, then one `since` the first event, each until an
   event that is published meanwhile; every offset has to come once, in order. With the memory of
-  the node before, at most, and after.
+  the node before, at most, and after;
+- what others feel of it: how long an event of another channel takes, from its publish to its
+  subscriber, with and without one replay after the other. Both share the core of the load.
 
 Events of 128 bytes of data, all of one channel, of which the recent past holds 500. A `ferretdb`
 gets 2,000 of them only: it uses no index for reads like these, so that each page of a replay takes
@@ -22,6 +24,7 @@ or if the node's memory grows by more than 32 MB in a replay.
 import argparse
 import asyncio
 import json
+import multiprocessing
 import re
 import socket
 import sys
@@ -43,6 +46,8 @@ from _load import (
     redis,
     subscriber,
 )
+from across import at
+from across import measure as latencies
 from config.sources import load
 from pubsub.archive import Kept
 from pubsub.event import Event
@@ -53,6 +58,7 @@ MOST_GROWTH_BYTES = 32 * 1024 * 1024
 _CHANNEL = "bench.archive"
 _DATA = b'{"p":"' + b"x" * 120 + b'"}'
 _PUBLISHERS = 4
+_LIVE_EVENTS = 200
 # Each step ends in this time, or the whole fails.
 _PATIENCE_S = 180.0
 _RULES = '[[channels]]\nmatch = ">"\narchive = true\n'
@@ -204,7 +210,26 @@ def measure(name: str, server: Server, events: int, batch: int) -> bool:
             f"{'':20} replayed  {(last - begin + 1) / took:9,.0f} events/s, {word};"
             f" memory {mb(before)} before, {mb(peak)} at most, {mb(after)} after"
         )
+    feel(server, lowest, last)
     return flat
+
+
+def feel(server: Server, first: int, last: int) -> None:
+    """Print what a live subscriber of another channel feels of replays."""
+    found = []
+    for replaying in (False, True):
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            # In a process of its own, lest it waits for the one that replays.
+            measured = pool.apply_async(latencies, (server, server, _LIVE_EVENTS, 0.02))
+            while not measured.ready():
+                if replaying:
+                    replay(server, first, last, **{"from": 0})
+                    last += 1
+                else:
+                    measured.wait(_PATIENCE_S)
+            took = measured.get()
+        found.append(f"p50 {at(took, 0.5):.1f} ms, p99 {at(took, 0.99):.1f} ms")
+    print(f"{'':20} others: {found[0]}; during replays {found[1]}")
 
 
 def mb(size_bytes: int) -> str:

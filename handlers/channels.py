@@ -75,6 +75,8 @@ class ChannelHandler(BaseHandler):
                     match=rule.match,
                     history_size=rule.history_size,
                     history_ttl_s=rule.history_ttl_s,
+                    archive=rule.archive,
+                    archive_ttl_s=rule.archive_ttl_s,
                     presence=rule.presence,
                     client_publish=rule.client_publish,
                     slow=rule.slow,

@@ -160,6 +160,8 @@ class Rule(msgspec.Struct, kw_only=True):
     match: str
     history_size: int
     history_ttl_s: float
+    archive: bool
+    archive_ttl_s: float
     presence: bool
     client_publish: bool
     slow: str

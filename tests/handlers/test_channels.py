@@ -88,6 +88,8 @@ async def test_one_channel() -> None:
                 "match": "closed.>",
                 "history_size": 500,
                 "history_ttl_s": 300.0,
+                "archive": False,
+                "archive_ttl_s": 0.0,
                 "presence": False,
                 "client_publish": False,
                 "slow": "disconnect",

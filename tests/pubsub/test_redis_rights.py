@@ -23,7 +23,9 @@ def allowed() -> set[str]:
 
 def test_what_scripts_and_calls_use_is_allowed() -> None:
     scripts = "".join(path.read_text() for path in ROOM.glob("*.lua"))
-    code = "".join(path.read_text() for path in ROOM.glob("*.py"))
+    # MongoDB has commands too.
+    files = [path for path in ROOM.glob("*.py") if not path.name.startswith("mongo")]
+    code = "".join(path.read_text() for path in files)
     used = set(re.findall(r"redis\.p?call\(\s*'(\w+)'", scripts))
     used |= set(re.findall(r"\.command\(\s*\"(\w+)\"", code))
     assert len(used) > 25
