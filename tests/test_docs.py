@@ -32,7 +32,7 @@ from server.cli_flags import parse
 
 RUN = ("sh", "console", "session", "toml", "python")
 # Not commands: drawings, and files that have tests of their own, below or in test_docs_clients.py.
-SHOWN = ("text", "ini", "js", "mjs", "html")
+SHOWN = ("text", "ini", "js", "json", "mjs", "html")
 # Commands that are not run here, and what looks after them.
 ELSEWHERE = {
     SERVE: "every document has this server, on a free port",
