@@ -34,6 +34,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from _load import (
     Publisher,
@@ -214,13 +216,19 @@ def measure(name: str, server: Server, events: int, batch: int) -> bool:
     return flat
 
 
+def live(port: int) -> list[float]:
+    """Return how long events of another channel take, in ms, sorted."""
+    server = cast(Server, SimpleNamespace(port=port))
+    return latencies(server, server, _LIVE_EVENTS, 0.02)
+
+
 def feel(server: Server, first: int, last: int) -> None:
     """Print what a live subscriber of another channel feels of replays."""
     found = []
     for replaying in (False, True):
         with multiprocessing.get_context("fork").Pool(1) as pool:
             # In a process of its own, lest it waits for the one that replays.
-            measured = pool.apply_async(latencies, (server, server, _LIVE_EVENTS, 0.02))
+            measured = pool.apply_async(live, (server.port,))
             while not measured.ready():
                 if replaying:
                     replay(server, first, last, **{"from": 0})
