@@ -47,7 +47,7 @@ Entry = Kept | Purged | Unarchived
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events to read: after < offset < before, since_ms <= time < until_ms, of one name.
+    """Which events to read: after < offset < before, since_ms <= time < until_ms.
 
     At most `limit`: the oldest of them, or the newest when `newest`.
     """
@@ -57,7 +57,6 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     before: int | None = None
     since_ms: int | None = None
     until_ms: int | None = None
-    name: str | None = None
     limit: int
     newest: bool = False
 

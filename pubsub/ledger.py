@@ -30,7 +30,7 @@ class PublishedId(msgspec.Struct, frozen=True, gc=False):
 class Ledger(Archive, Protocol):
     """An archive that also keeps where each channel stands, in step with its events.
 
-    `records` and `published` are for the start and may take longer than `call_timeout_s`.
+    `published` is for the start and may take longer than `call_timeout_s`.
     """
 
     async def fire(self, entries: Sequence[Entry], fired: Sequence[Schedule]) -> None:
@@ -46,10 +46,6 @@ class Ledger(Archive, Protocol):
 
     async def top(self, channel: str) -> LedgerRecord | None:
         """Return where a channel stands, or None if it is not known."""
-        ...
-
-    async def records(self) -> list[LedgerRecord]:
-        """Return where all channels stand, by name."""
         ...
 
     async def published(self, since_ms: int) -> Sequence[PublishedId]:

@@ -63,8 +63,6 @@ def event_filter(query: Query) -> Document:
     times = {"$gte": query.since_ms, "$lt": query.until_ms}
     if asked := {operator: time for operator, time in times.items() if time is not None}:
         found["time"] = asked
-    if query.name is not None:
-        found["name"] = query.name
     return found
 
 

@@ -17,7 +17,6 @@ from pubsub.sqlite_reading import (
     read_channels,
     read_events,
     read_published,
-    read_records,
     read_unarchived,
 )
 from pubsub.sqlite_schedules import SqliteSchedules, delete_schedules
@@ -116,9 +115,6 @@ class SqliteArchive:
 
     async def top(self, channel: str) -> LedgerRecord | None:
         return await self._reader.run(partial(read_record, channel=channel))
-
-    async def records(self) -> list[LedgerRecord]:
-        return await self._reader.run(read_records, patient=True)
 
     async def published(self, since_ms: int) -> list[PublishedId]:
         return await self._reader.run(partial(read_published, since_ms=since_ms), patient=True)

@@ -6,9 +6,8 @@ from typing import Any, Final
 from pubsub.archive import Query, Unarchived
 from pubsub.envelope import read_stored
 from pubsub.event import Event
-from pubsub.ledger import LedgerRecord, PublishedId
+from pubsub.ledger import PublishedId
 from pubsub.position import Position
-from pubsub.sqlite_writing import as_record
 
 MOST_UNARCHIVED: Final = 1_000
 
@@ -39,13 +38,10 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
         ('"offset" < ?', query.before),
         ("time >= ?", query.since_ms),
         ("time < ?", query.until_ms),
-        ("name = ?", query.name),
     ]
     asked = [(condition, value) for condition, value in bounds if value is not None]
-    conditions = ["channel = ?", *(condition for condition, _ in asked)]
-    if query.name is None:
-        # Those that were purged have no name either.
-        conditions.append("body IS NOT NULL")
+    # Those that were purged have none.
+    conditions = ["channel = ?", "body IS NOT NULL", *(condition for condition, _ in asked)]
     return " AND ".join(conditions), [query.channel, *(value for _, value in asked)]
 
 
@@ -84,11 +80,6 @@ def read_channels(connection: sqlite3.Connection, prefix: str, after: str, limit
         (after, prefix, prefix + _LAST, max(0, limit)),
     )
     return [channel for (channel,) in rows]
-
-
-def read_records(connection: sqlite3.Connection) -> list[LedgerRecord]:
-    """Return where all channels stand."""
-    return [as_record(row) for row in connection.execute("SELECT * FROM channels ORDER BY channel")]
 
 
 def read_published(connection: sqlite3.Connection, since_ms: int) -> list[PublishedId]:

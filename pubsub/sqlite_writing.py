@@ -21,12 +21,9 @@ _RAISE_FLOOR = (
 def read_record(connection: sqlite3.Connection, channel: str) -> LedgerRecord | None:
     """Return where a channel stands."""
     row = connection.execute("SELECT * FROM channels WHERE channel = ?", (channel,)).fetchone()
-    return None if row is None else as_record(row)
-
-
-def as_record(row: Sequence[Any]) -> LedgerRecord:
-    """Return the record that a row of `channels` holds."""
-    channel, epoch, offset, check, time, floor = row
+    if row is None:
+        return None
+    _channel, epoch, offset, check, time, floor = row
     return LedgerRecord(channel, Position(epoch, offset, check), time, floor)
 
 
