@@ -15,11 +15,25 @@ Item = TypeVar("Item")
 # Sends between two looks at the clock, and how long a flush may hold the loop before it gives way.
 _LOOK_EVERY = 128
 _HOLD_S = 0.005
-# An item that comes within this part of the last flush's duration after its end waits for one
-# such duration, so that under load many events leave in one call per session.
-_PACE = 0.25
+# An item that comes within this part of the last flush's duration after its end is not alone,
+# perhaps: it waits for the end of the turn, in which one client may bring many.
+_SOON = 0.25
+# From this load on, items wait as long as the last flush took, so that many leave in one call per
+# session. The load is the part of the time that flushes would take if each item was sent as it
+# came, as a mean in which the last flush weighs a quarter: chance alone seldom brings a few items
+# that come closely behind each other so far.
+_FULL = 0.85
+_WEIGHT = 0.25
 # Data that a flush joins at most, so that one call alone never meets the limit of unsent bytes.
 _JOIN_BYTES = 262_144
+# Publishers on this node wait while more is pending than that for each session, but no more than
+# so much for all of them: its flush takes some 10 ms, and a longer one would join hardly better.
+_FLUSH_BYTES = 33_554_432
+_LEAST_BYTES = 16_384
+# From that on, items are refused: those that come from other nodes wait for nobody.
+_MOST_BYTES = 8_388_608
+# What an item is in memory and on the wire, besides its data.
+_ITEM_BYTES = 256
 
 
 class Fanout(Generic[Item]):
@@ -34,10 +48,12 @@ class Fanout(Generic[Item]):
 
     __slots__ = (
         "_began",
+        "_bytes",
         "_counted",
         "_duration",
         "_encode",
         "_ended",
+        "_load",
         "_loop",
         "_metrics",
         "_on_begin",
@@ -65,10 +81,12 @@ class Fanout(Generic[Item]):
         self._on_begin = on_begin
         self._counted = counted
         self._pending: list[Item] = []
+        self._bytes = 0
         self._since = 0.0
         self._began = 0.0
         self._ended = 0.0
         self._duration = 0.0
+        self._load = 0.0
         self._run: Iterator[None] | None = None
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._waiters: list[asyncio.Future[None]] | None = None
@@ -97,9 +115,10 @@ class Fanout(Generic[Item]):
         if not self._pending:
             self._since = self._loop.time()
         self._pending.extend(items)
+        self._bytes += _size(items)
         if self._run is None and self._timer is None:
-            if self._since - self._ended < self._duration * _PACE:
-                self._timer = self._loop.call_later(self._duration, self._begin)
+            if self._since - self._ended < self._duration * _SOON:
+                self._wait()
             else:
                 self._begin()
 
@@ -108,6 +127,28 @@ class Fanout(Generic[Item]):
         if self._run is None and self._pending:
             self._begin()
         return not self._pending and self._run is None
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much is pending that who publishes more should wait (`eased`)."""
+        pending = self._bytes
+        if pending <= _LEAST_BYTES:
+            return False
+        sessions = sum(map(len, self.audiences.values()))
+        return pending > min(_JOIN_BYTES, max(_LEAST_BYTES, _FLUSH_BYTES // (sessions or 1)))
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is pending that nothing more may be pushed."""
+        return self._bytes > _MOST_BYTES
+
+    async def eased(self) -> None:
+        """Wait until it is not `behind`, or closed. Safe to cancel."""
+        while self.behind:
+            if self._run is None:
+                self._begin()
+            if self.behind:
+                await self.flushed()
 
     async def flushed(self) -> None:
         """Wait until the flush under way has ended. Safe to cancel."""
@@ -126,8 +167,16 @@ class Fanout(Generic[Item]):
             self._timer = None
         self._run = None
         self._pending = []
+        self._bytes = 0
         self.audiences.clear()
         self._wake()
+
+    def _wait(self) -> None:
+        """Begin after as long as the last flush took if there is so much to send, else soon."""
+        if self._load > _FULL:
+            self._timer = self._loop.call_later(self._duration, self._begin)
+        else:
+            self._timer = self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
         if self._timer is not None:
@@ -137,6 +186,10 @@ class Fanout(Generic[Item]):
             return
         items = self._take()
         self._began = self._loop.time()
+        took = self._duration
+        if took:
+            load = took / (took + max(0.0, self._since - self._ended))
+            self._load += (load - self._load) * _WEIGHT
         self._on_begin(items)
         self._run = self._send(items, self._since)
         self._step()
@@ -161,18 +214,21 @@ class Fanout(Generic[Item]):
         self._duration = self._ended - self._began
         self._wake()
         if self._pending and self._timer is None:
-            self._timer = self._loop.call_later(self._duration, self._begin)
+            self._wait()
 
     def _take(self) -> Sequence[Item]:
         """Take what the next flush sends: all that is pending, unless that is too much to join."""
         items = self._pending
-        left = _JOIN_BYTES
-        for place, item in enumerate(items):
-            left -= len(getattr(item, "data", b""))
-            if left < 0 and place:
-                self._pending = items[place:]
-                return items[:place]
+        if self._bytes > _JOIN_BYTES:
+            left = _JOIN_BYTES
+            for place, item in enumerate(items):
+                left -= _size((item,))
+                if left < 0 and place:
+                    self._pending = items[place:]
+                    self._bytes = _size(self._pending)
+                    return items[:place]
         self._pending = []
+        self._bytes = 0
         return items
 
     def _wake(self) -> None:
@@ -234,3 +290,7 @@ class Fanout(Generic[Item]):
             if kept:
                 session.send_events([items[i] for i in kept], [frames[i] for i in kept])
                 self._metrics.events_out += len(kept)
+
+
+def _size(items: Sequence[object]) -> int:
+    return sum(_ITEM_BYTES + len(getattr(item, "data", b"")) for item in items)

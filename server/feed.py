@@ -150,6 +150,11 @@ class Feed:
     def on_events(self, events: Sequence[Event]) -> None:
         """Accept events that chain to the top; anything else begins a repair."""
         if self.state is State.LIVE:
+            if self.fanout.full:
+                # They are read from history when what is pending has left.
+                self._hear(events)
+                self.doubt()
+                return
             if chained(self.sequence.top, events):
                 self.accept(events)
                 return

@@ -124,6 +124,7 @@ class Metrics:
         "http_request_seconds",
         "presence_changes",
         "publish_seconds",
+        "publishes_slowed",
         "replayed",
         "resets",
         "slow_closes",
@@ -140,6 +141,7 @@ class Metrics:
         self.slow_closes = 0
         self.resets = 0
         self.replayed = 0
+        self.publishes_slowed = 0
         self.presence_changes = 0
         self._version = version
         self._lag = 0.0
@@ -292,6 +294,11 @@ class Metrics:
             ("events_duplicate", "Publishes whose id was known.", self.events_duplicate),
             ("events_out", "Events handed to sessions.", self.events_out),
             ("events_replayed", "Events replayed to resuming sessions.", self.replayed),
+            (
+                "publishes_slowed",
+                "Publishes that waited since their channel had more to send than it could.",
+                self.publishes_slowed,
+            ),
             ("bytes_in", "Bytes read from connections.", self.bytes_in),
             ("bytes_out", "Bytes of messages handed to connections.", self.bytes_out),
             ("slow_closes", "Sessions ended for being slow.", self.slow_closes),
