@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# Sends between two looks at the clock, and how long a flush may hold the loop before it gives way.
+# Sends between two looks at the clock, and how long flushes may hold the loop before they give way.
 _LOOK_EVERY = 128
 _HOLD_S = 0.005
 # An item that comes within this part of the last flush's duration after its end is not alone,
@@ -34,6 +34,31 @@ _LEAST_BYTES = 16_384
 _MOST_BYTES = 8_388_608
 # What an item is in memory and on the wire, besides its data.
 _ITEM_BYTES = 256
+
+
+class Turn:
+    """How long all flushes of a node together may hold the loop in one turn of it.
+
+    Else an array of events for twenty channels would begin twenty flushes in the same turn.
+    """
+
+    __slots__ = ("_until", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._until = 0.0
+
+    def over(self) -> bool:
+        """Whether nothing more is to be sent in this turn."""
+        now = self.loop.time()
+        if self._until:
+            return now > self._until
+        self._until = now + _HOLD_S
+        self.loop.call_soon(self._begin)
+        return False
+
+    def _begin(self) -> None:
+        self._until = 0.0
 
 
 class Fanout(Generic[Item]):
@@ -61,13 +86,14 @@ class Fanout(Generic[Item]):
         "_run",
         "_since",
         "_timer",
+        "_turn",
         "_waiters",
         "audiences",
     )
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        turn: Turn,
         metrics: Metrics,
         encode: Callable[[Wire, Item], bytes],
         on_begin: Callable[[Sequence[Item]], None],
@@ -75,7 +101,8 @@ class Fanout(Generic[Item]):
         counted: bool = True,
     ) -> None:
         self.audiences: dict[Wire, dict[str, Subscription]] = {}
-        self._loop = loop
+        self._loop = turn.loop
+        self._turn = turn
         self._metrics = metrics
         self._encode = encode
         self._on_begin = on_begin
@@ -247,12 +274,14 @@ class Fanout(Generic[Item]):
                 self._send_without(items, frames, [audience.get(i) for i in excluded])
                 members = [each for each in members if each.session.id not in excluded]
             jobs.append((wire, frames, members))
-        clock, hold_until = self._loop.time, self._began + _HOLD_S
+        over = self._turn.over
         count = len(items)
         metrics = self._metrics
         for wire, frames, members in jobs:
             payload = frames[0] if count == 1 else b"".join(frames)
             for start in range(0, len(members), _LOOK_EVERY):
+                while over():
+                    yield
                 part = members[start : start + _LOOK_EVERY]
                 if wire.individual:
                     for each in part:
@@ -265,11 +294,8 @@ class Fanout(Generic[Item]):
                     metrics.bytes_out += len(payload) * len(part)
                 if self._counted:
                     metrics.events_out += count * len(part)
-                if clock() > hold_until:
-                    yield
-                    hold_until = clock() + _HOLD_S
         if self._counted:
-            metrics.delivery_seconds.observe(clock() - since)
+            metrics.delivery_seconds.observe(self._loop.time() - since)
 
     def _send_without(
         self,

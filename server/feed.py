@@ -10,7 +10,7 @@ from pubsub.event import Event
 from pubsub.position import Position
 from pubsub.presence import Members, PresenceChange
 from server.connection import Wire
-from server.fanout import Fanout
+from server.fanout import Fanout, Turn
 from server.metrics import Metrics
 from server.protocol import PresenceMessage, Reset
 from server.sequence import ChannelSequence, Verdict, chained
@@ -98,7 +98,7 @@ class Feed:
     def __init__(
         self,
         channel: str,
-        loop: asyncio.AbstractEventLoop,
+        turn: Turn,
         metrics: Metrics,
         ring_size: int,
         on_doubt: Callable[["Feed"], None],
@@ -114,10 +114,10 @@ class Feed:
         self.linger: Entry | None = None
         self.opening: asyncio.Task[None] | None = None
         self.fanout: Fanout[Event | ResetNotice] = Fanout(
-            loop, metrics, encode_item, self._on_begin
+            turn, metrics, encode_item, self._on_begin
         )
         self.presence: Fanout[PresenceChange | PresenceSync] = Fanout(
-            loop, metrics, _encode_change, lambda _items: None, counted=False
+            turn, metrics, _encode_change, lambda _items: None, counted=False
         )
         self.presence_version: int | None = None
         self.presence_heard = 0
