@@ -307,6 +307,38 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 2.0
 
 
+class WebSocketSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """WebSocket."""
+
+    compression: Annotated[
+        bool,
+        says(
+            "Compress events for clients that offer it (permessage-deflate), each once for all of "
+            "them; read docs/security.md first."
+        ),
+    ] = False
+    compression_level: Annotated[
+        int,
+        says(
+            "How hard to try, from fast to small. Beyond 5 a text that is made for it would hold "
+            "up everybody.",
+            unit="level",
+            low=1,
+            high=5,
+        ),
+    ] = 4
+    compression_min_bytes: Annotated[
+        int,
+        says(
+            "Events whose message is smaller are sent as they are.",
+            unit="bytes",
+            zero="all are compressed",
+            low=0,
+            high=81_920,
+        ),
+    ] = 256
+
+
 class SseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Server-Sent Events."""
 

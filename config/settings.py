@@ -27,6 +27,7 @@ from config.sections import (
     SessionSettings,
     SseSettings,
     TokenSettings,
+    WebSocketSettings,
 )
 
 KEYS_PER_NAME: Final = 2
@@ -102,6 +103,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token: TokenSettings = msgspec.field(default_factory=TokenSettings)
     anonymous: AnonymousSettings = msgspec.field(default_factory=AnonymousSettings)
     session: SessionSettings = msgspec.field(default_factory=SessionSettings)
+    websocket: WebSocketSettings = msgspec.field(default_factory=WebSocketSettings)
     sse: SseSettings = msgspec.field(default_factory=SseSettings)
     http: HttpSettings = msgspec.field(default_factory=HttpSettings)
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)

@@ -1,15 +1,19 @@
 """How do bytes come in and go out? As WebSocket frames: read strictly, built once (RFC 6455).
 
 Pure: bytes in, messages out, no I/O and no clock. The reader belongs to the server side of a
-connection: frames that come in are masked, frames that go out are not.
+connection: frames that come in are masked, frames that go out are not. Where compression was agreed
+on, messages come out inflated (RFC 7692).
 """
 
 from __future__ import annotations
 
 import codecs
 import struct
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Final, TypeAlias
+
+from handlers.deflate import DeflateError, inflate
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -29,12 +33,15 @@ Item: TypeAlias = tuple[int, bytes]
 
 _FIN: Final = 0x80
 _RSV: Final = 0x70
+_RSV1: Final = 0x40
 _OPCODE: Final = 0x0F
 _MASKED: Final = 0x80
 
 # One look-up settles RSV bits, reserved opcodes and fragmented control frames.
 _DATA_OPENINGS: Final = frozenset({CONTINUATION, TEXT, BINARY})
 _OPENINGS: Final = _DATA_OPENINGS | {_FIN | op for op in (*_DATA_OPENINGS, CLOSE, PING, PONG)}
+# Compressed is what begins a message, and nothing else (RFC 7692 6.1).
+_DEFLATED_OPENINGS: Final = _OPENINGS | {_RSV1 | fin | op for fin in (0, _FIN) for op in (1, 2)}
 _WHOLE_TEXT: Final = _FIN | TEXT
 _WHOLE_BINARY: Final = _FIN | BINARY
 
@@ -70,7 +77,7 @@ class InvalidText(FrameViolation):
 
 
 class MessageTooBig(FrameViolation):
-    """A header announces more than a message may hold."""
+    """A header announces more than a message may hold, or a compressed message inflates to more."""
 
     code: ClassVar[int] = 4505
     rfc_code: ClassVar[int] = 1009
@@ -80,12 +87,14 @@ class MessageTooBig(FrameViolation):
 class FrameLimits:
     """What one message may cost; one object is shared by all readers.
 
-    `message_bytes` bounds a message's payload, and so each frame and the sum of its fragments.
-    `fragments` bounds how many frames a message may come in: empty ones cost no bytes.
+    `message_bytes` bounds a message's payload, and so each frame and the sum of its fragments; of a
+    compressed one also what it inflates to. `fragments` bounds how many frames a message may come
+    in: empty ones cost no bytes. `deflated`: messages may come compressed, as was agreed on.
     """
 
     message_bytes: int
     fragments: int = 1000
+    deflated: bool = False
 
 
 class FrameReader:
@@ -113,9 +122,18 @@ class FrameReader:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes kept until the frame or message they belong to is complete."""
+        """Bytes kept until the frame or message they belong to is complete, or until called for."""
         partial, message = self._partial, self._message
         return (len(partial) if partial else 0) + (len(message.payload) if message else 0)
+
+    @property
+    def backlog(self) -> bool:
+        """Whether more was received than was read, so that `feed(b"")` reads on.
+
+        Little that is received may inflate to a thousand times as much. So where messages may be
+        compressed, a call ends when `message_bytes` or more were read.
+        """
+        return self._partial is not None and not self._wanted
 
     def feed(self, data: bytes) -> list[Item]:
         """Take what was received; return what it completes, in order.
@@ -151,6 +169,7 @@ class FrameReader:
         """Read the complete frames of a buffer; return where the first incomplete one begins."""
         at, size = 0, len(buffer)
         limit = min(self._limits.message_bytes, 125)
+        room = self._limits.message_bytes if self._limits.deflated else sys.maxsize
         while at < size and not self.closed:
             # The short way: a whole small message, nearly all that clients send.
             if size - at >= 6 and self._message is None:
@@ -167,10 +186,16 @@ class FrameReader:
                     items.append((first & _OPCODE, payload))
                     at = end
                     continue
+            known = len(items)
             end = self._read_frame(buffer, at, items)
             if end == at:
                 break
             at = end
+            if len(items) > known:
+                room -= len(items[-1][1])
+                if room <= 0:
+                    self._wanted = 0
+                    break
         return at
 
     def _read_frame(self, buffer: bytes | bytearray, at: int, items: list[Item]) -> int:
@@ -178,7 +203,8 @@ class FrameReader:
 
         All that a header can be refused for is refused as soon as the header is there.
         """
-        header, length = _read_header(buffer, at)
+        deflated = self._limits.deflated
+        header, length = _read_header(buffer, at, _DEFLATED_OPENINGS if deflated else _OPENINGS)
         opcode = buffer[at] & _OPCODE
         if length >= 0 and opcode < CLOSE:
             self._admit(opcode, length)
@@ -187,7 +213,7 @@ class FrameReader:
             self._wanted = header + max(length, 0)
             return at
         payload = _unmask(buffer, at + header, end)
-        final = bool(buffer[at] & _FIN)
+        final, deflated = bool(buffer[at] & _FIN), bool(buffer[at] & _RSV1)
         if opcode >= CLOSE:
             if opcode == CLOSE:
                 parse_close(payload)
@@ -196,17 +222,34 @@ class FrameReader:
             return end
         message = self._message
         if message is None and final:
+            if deflated:
+                payload = self._inflate(payload)
             if opcode == TEXT and not _is_text(payload):
                 raise InvalidText("text is not UTF-8")
             items.append((opcode, payload))
             return end
         if message is None:
-            message = self._message = _Message(opcode)
+            message = self._message = _Message(opcode, deflated)
         message.add(payload, final)
         if final:
-            items.append((message.opcode, bytes(message.payload)))
+            payload = bytes(message.payload)
+            if message.deflated:
+                payload = self._inflate(payload)
+                if message.opcode == TEXT and not _is_text(payload):
+                    raise InvalidText("text is not UTF-8")
+            items.append((message.opcode, payload))
             self._message = None
         return end
+
+    def _inflate(self, payload: bytes) -> bytes:
+        most = self._limits.message_bytes
+        try:
+            payload = inflate(payload, most)
+        except DeflateError as error:
+            raise FrameViolation(str(error)) from None
+        if len(payload) > most:
+            raise MessageTooBig(f"message over {most} bytes")
+        return payload
 
     def _admit(self, opcode: int, length: int) -> None:
         """Check a data frame against the message that it begins or continues."""
@@ -230,13 +273,16 @@ class FrameReader:
 class _Message:
     """A message of which more fragments are to come."""
 
-    __slots__ = ("_decoder", "fragments", "opcode", "payload")
+    __slots__ = ("_decoder", "deflated", "fragments", "opcode", "payload")
 
-    def __init__(self, opcode: int) -> None:
+    def __init__(self, opcode: int, deflated: bool) -> None:
         self.opcode = opcode
+        self.deflated = deflated
         self.payload = bytearray()
         self.fragments = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
+        # What is compressed is inflated, and its text checked, when all of it is there.
+        readable = opcode == TEXT and not deflated
+        self._decoder = codecs.getincrementaldecoder("utf-8")() if readable else None
 
     def add(self, payload: bytes, final: bool) -> None:
         self.fragments += 1
@@ -253,13 +299,13 @@ class _Message:
         return True
 
 
-def _read_header(buffer: bytes | bytearray, at: int) -> tuple[int, int]:
+def _read_header(buffer: bytes | bytearray, at: int, openings: frozenset[int]) -> tuple[int, int]:
     """Return a header's size, mask included, and the payload's; the latter is -1 when not known."""
     size = len(buffer) - at
     if size < 2:
         return 2, -1
     first, second = buffer[at], buffer[at + 1]
-    if first not in _OPENINGS:
+    if first not in openings:
         raise _opening_violation(first)
     if second < _MASKED:
         raise FrameViolation("frame without a mask")
@@ -356,6 +402,11 @@ def text_frame(payload: bytes) -> bytes:
 def binary_frame(payload: bytes) -> bytes:
     """Build a binary frame."""
     return frame(BINARY, payload)
+
+
+def deflated_frame(opcode: int, payload: bytes) -> bytes:
+    """Build a text or binary frame of a payload that is compressed (RFC 7692 6)."""
+    return frame(_RSV1 | opcode, payload)
 
 
 def pong_frame(payload: bytes) -> bytes:

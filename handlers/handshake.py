@@ -1,6 +1,7 @@
 """How do bytes come in and go out? First by an upgrade: which requests may become a WebSocket.
 
-Pure: a request's parts in, an acceptance or a named refusal out (RFC 6455 4.2, RFC 9110 7.8).
+Pure: a request's parts in, an acceptance or a named refusal out (RFC 6455 4.2, RFC 9110 7.8). With
+what both ends agree on: the subprotocol, and whether messages may be compressed (RFC 7692).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+from handlers.deflate import WINDOW_BITS
 
 JSON_PROTOCOL: Final = "galecast.v1.json"
 MSGPACK_PROTOCOL: Final = "galecast.v1.msgpack"
@@ -29,6 +32,11 @@ _ORIGIN: Final = re.compile(
 )
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN: Final = _HEADER_NAME.pattern
+_DEFLATE: Final = "permessage-deflate"
+_NO_CONTEXT: Final = ("server_no_context_takeover", "client_no_context_takeover")
+_PARAMETER: Final = re.compile(rf'({_TOKEN})(?:[ \t]*=[ \t]*(?:({_TOKEN})|"({_TOKEN})"))?')
+_WINDOWS: Final = tuple(str(bits) for bits in range(8, 16))
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -62,17 +70,22 @@ class Accepted:
     """An upgrade that is granted.
 
     `subprotocol` is the one to speak; `offered` says whether the client named it, since only then
-    may the response name it too (RFC 6455 4.1).
+    may the response name it too (RFC 6455 4.1). `deflate` is the answer to an offer of compression,
+    None where there is none.
     """
 
     accept_key: str
     subprotocol: str
     offered: bool
+    deflate: str | None = None
 
 
-def accept_upgrade(method: str, version: str, headers: Headers) -> Accepted:
+def accept_upgrade(
+    method: str, version: str, headers: Headers, *, deflate: bool = False
+) -> Accepted:
     """Judge an upgrade request, `version` being the HTTP version as in "HTTP/1.1".
 
+    With `deflate` an offer of compression is taken up, where there is one that can be honoured.
     Raises HandshakeRejected. The origin is not judged here: see `check_origin`.
     """
     if method != "GET":
@@ -99,7 +112,12 @@ def accept_upgrade(method: str, version: str, headers: Headers) -> Accepted:
         )
     accept_key = _accept_key(headers)
     subprotocol = _choose_subprotocol(headers)
-    return Accepted(accept_key, subprotocol or JSON_PROTOCOL, subprotocol is not None)
+    return Accepted(
+        accept_key,
+        subprotocol or JSON_PROTOCOL,
+        subprotocol is not None,
+        _choose_deflate(headers) if deflate else None,
+    )
 
 
 def response_head(accepted: Accepted, extra_headers: Iterable[tuple[str, str]] = ()) -> bytes:
@@ -112,6 +130,8 @@ def response_head(accepted: Accepted, extra_headers: Iterable[tuple[str, str]] =
     lines.append(f"Sec-WebSocket-Accept: {accepted.accept_key}")
     if accepted.offered:
         lines.append(f"Sec-WebSocket-Protocol: {accepted.subprotocol}")
+    if accepted.deflate is not None:
+        lines.append(f"Sec-WebSocket-Extensions: {accepted.deflate}")
     for name, value in extra_headers:
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"header {name!r} may not be sent")
@@ -175,6 +195,46 @@ def _choose_subprotocol(headers: Headers) -> str | None:
             return offer
     known = ", ".join(SUBPROTOCOLS)
     raise HandshakeRejected(400, "bad_request", f"no subprotocol offered is known; use {known}")
+
+
+def _choose_deflate(headers: Headers) -> str | None:
+    """Return the answer to the first offer of permessage-deflate that can be honoured.
+
+    None declines them all, and any other extension: what was not agreed on is not used.
+    """
+    for offer in _tokens(headers, "Sec-WebSocket-Extensions"):
+        name, *parameters = (part.strip() for part in offer.split(";"))
+        if name == _DEFLATE:
+            answer = _answer_deflate(parameters)
+            if answer is not None:
+                return answer
+    return None
+
+
+def _answer_deflate(parameters: Iterable[str]) -> str | None:
+    """Return the answer to one offer; None if it is malformed or asks for a smaller window.
+
+    Neither side keeps context: a server may say so of both whatever was offered (RFC 7692 7.1.1).
+    How far the client looks back it may choose itself, so nothing is said of that.
+    """
+    answer = [_DEFLATE, *_NO_CONTEXT]
+    given = set()
+    for parameter in parameters:
+        match = _PARAMETER.fullmatch(parameter)
+        if match is None or match[1] in given:
+            return None
+        name, value = match[1], match[2] or match[3]
+        given.add(name)
+        if name == "server_max_window_bits":
+            if value not in _WINDOWS or int(value) < WINDOW_BITS:
+                return None
+            answer.append(f"{name}={WINDOW_BITS}")
+        elif name == "client_max_window_bits":
+            if value is not None and value not in _WINDOWS:
+                return None
+        elif name not in _NO_CONTEXT or value is not None:
+            return None
+    return "; ".join(answer)
 
 
 def _tokens(headers: Headers, name: str) -> list[str]:

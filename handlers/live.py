@@ -9,6 +9,7 @@ from tornado.iostream import IOStream
 from handlers.base import BaseHandler
 from handlers.frames import FrameLimits
 from handlers.lean import ConnectionContext, Heartbeat
+from handlers.wires import Wires
 from server.errors import Unavailable
 from server.node import Node
 from server.principal import Principal
@@ -24,6 +25,8 @@ class Live:
         settings = node.settings
         self.node = node
         self.frames = FrameLimits(settings.limits.frame_bytes)
+        self.deflated_frames = FrameLimits(settings.limits.frame_bytes, deflated=True)
+        self.wires = Wires(settings.websocket, loop, node.metrics)
         self.pings = Heartbeat(loop, settings.session.ping_s)
         self.comments = Heartbeat(loop, settings.sse.comment_s)
         self.context = ConnectionContext(

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from typing import Final
 
 from handlers.base import BaseHandler, ProblemError
 from handlers.frames import (
@@ -14,46 +13,17 @@ from handlers.frames import (
     TEXT,
     FrameLimits,
     FrameReader,
-    binary_frame,
     close_frame,
     parse_close,
     pong_frame,
-    text_frame,
 )
 from handlers.handshake import MSGPACK_PROTOCOL, HandshakeRejected, accept_upgrade, response_head
 from handlers.lean import ConnectionContext, Heartbeat, LeanConnection
 from handlers.live import Live
-from pubsub.event import Event
 from server.closing import Closing
-from server.codec import JSON, MSGPACK, Codec
 from server.connection import Peer
 from server.limits import TokenBucket
-from server.protocol import Message
 from server.session import NOBODY, Session
-
-
-class WebSocketWire:
-    """Messages as WebSocket frames, one message a frame: text for JSON, binary for MessagePack."""
-
-    individual = False
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.transport = "ws"
-        self.label = codec.name
-        self._frame = binary_frame if codec.binary else text_frame
-
-    def event(self, event: Event) -> bytes:
-        """Return the frame of an event."""
-        return self._frame(self.codec.event(event))
-
-    def message(self, message: Message) -> bytes:
-        """Return the frame of any other message."""
-        return self._frame(self.codec.encode(message))
-
-
-WS_JSON: Final = WebSocketWire(JSON)
-WS_MSGPACK: Final = WebSocketWire(MSGPACK)
 
 
 class WebSocketConnection(LeanConnection):
@@ -122,6 +92,25 @@ class WebSocketConnection(LeanConnection):
             too_large = violation.code == Closing.TOO_LARGE.code
             self._context.metrics.refused("frame_bytes" if too_large else "protocol_error")
             peer.on_violation(Closing.TOO_LARGE if too_large else Closing.PROTOCOL_ERROR)
+        elif reader.backlog and not self._paused:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Read on from what was received in the next turn, and only then from the socket."""
+        self.pause()
+        self._context.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        super().resume()
+        if self._socket is not None:
+            self.receive(b"")
+
+    def resume(self) -> None:
+        """Read on, first what was received before."""
+        if self._reader.backlog:
+            self._context.loop.call_soon(self._go_on)
+        else:
+            super().resume()
 
     def _allow_control(self) -> bool:
         if self._controls is None:
@@ -134,6 +123,8 @@ class WebSocketConnection(LeanConnection):
             if self._buffer is None:
                 self.abort()
             # Else it ends when all is sent: both may have closed at the same time.
+        elif self._reader.backlog:
+            self._hold_back()
 
     def _on_close(self, peer: Peer, payload: bytes) -> None:
         """Answer the peer's close frame with its own code, once its session is over."""
@@ -193,23 +184,26 @@ class WebSocketHandler(BaseHandler):
         """Become a WebSocket."""
         try:
             accepted = accept_upgrade(
-                self.request.method or "", self.request.version, self.request.headers
+                self.request.method or "",
+                self.request.version,
+                self.request.headers,
+                deflate=self._live.node.settings.websocket.compression,
             )
         except HandshakeRejected as error:
             raise ProblemError.of_handshake(error) from None
         live = self._live
         principal = live.check(self)
         sock, early = live.take(self, principal)
-        binary = accepted.subprotocol == MSGPACK_PROTOCOL
+        binary, deflated = accepted.subprotocol == MSGPACK_PROTOCOL, accepted.deflate is not None
         connection = WebSocketConnection(
             sock,
             live.context,
-            live.frames,
+            live.deflated_frames if deflated else live.frames,
             live.pings,
             binary=binary,
             controls_per_s=live.node.settings.limits.control_frames_per_s,
         )
-        wire = WS_MSGPACK if binary else WS_JSON
+        wire = live.wires.find(binary=binary, deflated=deflated)
         session = Session(live.node, wire, connection, self.client_address, principal or NOBODY)
         connection.send(response_head(accepted))
         connection.start(session)

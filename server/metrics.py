@@ -117,6 +117,8 @@ class Metrics:
         "_version",
         "bytes_in",
         "bytes_out",
+        "deflate_in",
+        "deflate_out",
         "delivery_seconds",
         "events_duplicate",
         "events_in",
@@ -137,6 +139,8 @@ class Metrics:
         self.events_out = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.deflate_in = 0
+        self.deflate_out = 0
         self.unsent_bytes = 0
         self.slow_closes = 0
         self.resets = 0
@@ -301,6 +305,8 @@ class Metrics:
             ),
             ("bytes_in", "Bytes read from connections.", self.bytes_in),
             ("bytes_out", "Bytes of messages handed to connections.", self.bytes_out),
+            ("deflate_in_bytes", "Bytes of events before compression.", self.deflate_in),
+            ("deflate_out_bytes", "Bytes of the same after it.", self.deflate_out),
             ("slow_closes", "Sessions ended for being slow.", self.slow_closes),
             ("resets", "Feeds and sessions told that continuity was lost.", self.resets),
             ("presence_changes", "Joins, leaves and updates.", self.presence_changes),

@@ -278,3 +278,93 @@ def test_what_is_allowed_by_chance_is_on_the_list(tail: str) -> None:
     origin = f"https://app.com{tail}"
 
     assert check_origin(origin, ALLOWED) == (tail.lower() in {"", ":443", ":0443", ":00443"})
+
+
+# ---- compression
+
+
+def answer_to(*offers: str) -> str | None:
+    headers = request_headers(Sec_WebSocket_Extensions=list(offers))
+    return accept_upgrade("GET", "HTTP/1.1", headers, deflate=True).deflate
+
+
+PLAIN = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+NARROW = f"{PLAIN}; server_max_window_bits=12"
+
+
+@pytest.mark.parametrize(
+    ("offers", "answer"),
+    [
+        (["permessage-deflate"], PLAIN),
+        (["permessage-deflate; client_max_window_bits"], PLAIN),  # Chromium
+        # The library websockets.
+        (["permessage-deflate; server_max_window_bits=12; client_max_window_bits=12"], NARROW),
+        (["permessage-deflate;server_no_context_takeover;client_no_context_takeover"], PLAIN),
+        (["permessage-deflate; server_max_window_bits=15"], NARROW),
+        (['permessage-deflate; server_max_window_bits = "13"'], NARROW),
+        (["permessage-deflate; client_max_window_bits=8"], PLAIN),
+        # The first of several that can be honoured, also over several lines.
+        (["permessage-deflate; server_max_window_bits=9, permessage-deflate"], PLAIN),
+        (["permessage-deflate; server_max_window_bits=9", "permessage-deflate"], PLAIN),
+        (["permessage-deflate; server_max_window_bits=14, permessage-deflate"], NARROW),
+        (["x-webkit-deflate-frame, permessage-bzip2; a=1, permessage-deflate"], PLAIN),
+        ([", ,permessage-deflate,"], PLAIN),
+    ],
+)
+def test_offer_of_compression_is_answered(offers: list[str], answer: str) -> None:
+    assert answer_to(*offers) == answer
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "",
+        "x-webkit-deflate-frame",
+        "Permessage-Deflate",
+        "permessage-deflate; server_max_window_bits=8",
+        "permessage-deflate; server_max_window_bits=11",
+        "permessage-deflate; server_max_window_bits",
+        "permessage-deflate; server_max_window_bits=",
+        "permessage-deflate; server_max_window_bits=16",
+        "permessage-deflate; server_max_window_bits=7",
+        "permessage-deflate; server_max_window_bits=015",
+        "permessage-deflate; server_max_window_bits=1\u00b2",
+        "permessage-deflate; server_max_window_bits=+12",
+        "permessage-deflate; server_max_window_bits=12; server_max_window_bits=12",
+        "permessage-deflate; client_max_window_bits=16",
+        "permessage-deflate; client_max_window_bits=x",
+        "permessage-deflate; client_max_window_bits; client_max_window_bits=10",
+        "permessage-deflate; server_no_context_takeover=1",
+        "permessage-deflate; client_no_context_takeover=true",
+        "permessage-deflate; client_no_context_takeover; client_no_context_takeover",
+        "permessage-deflate; no_such_parameter",
+        "permessage-deflate; permessage-deflate",
+        "permessage-deflate;",
+        'permessage-deflate; server_max_window_bits="12',
+        "permessage-deflate server_no_context_takeover",
+        "permessage-deflate; client max window bits",
+    ],
+)
+def test_offer_that_cannot_be_honoured_is_declined(offer: str) -> None:
+    assert answer_to(offer) is None
+    # Others beside it are judged on their own.
+    assert answer_to(offer, "permessage-deflate") == PLAIN
+
+
+def test_compression_is_off_unless_asked_for() -> None:
+    accepted = accept(Sec_WebSocket_Extensions="permessage-deflate")
+
+    assert accepted.deflate is None
+    assert b"Extensions" not in response_head(accepted)
+
+
+def test_answer_stands_in_the_response() -> None:
+    head = response_head(Accepted(ACCEPT_KEY, "galecast.v1.json", offered=True, deflate=PLAIN))
+
+    assert head.count(b"Sec-WebSocket-Extensions") == 1
+    assert f"\r\nSec-WebSocket-Extensions: {PLAIN}\r\n".encode() in head
+
+
+@given(st.text(alphabet='permsag-dfltw_xbi0159;,= "\\\t', max_size=80))
+def test_any_offer_is_answered_or_declined(offer: str) -> None:
+    assert answer_to(f"permessage-deflate; {offer}".strip()) in (None, PLAIN, NARROW)

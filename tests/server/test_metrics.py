@@ -42,6 +42,8 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
         ("events_out", "events_out_total"),
         ("bytes_in", "bytes_in_total"),
         ("bytes_out", "bytes_out_total"),
+        ("deflate_in", "deflate_in_bytes_total"),
+        ("deflate_out", "deflate_out_bytes_total"),
         ("unsent_bytes", "unsent_bytes"),
         ("slow_closes", "slow_closes_total"),
         ("resets", "resets_total"),

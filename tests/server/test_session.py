@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handlers.websocket import WS_JSON
+from handlers.wires import WS_JSON
 from live_rig import Rig, live, token, until, within
 from pubsub.errors import BrokerUnavailable
 from pubsub.event import Draft

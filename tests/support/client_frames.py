@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -54,15 +55,36 @@ def client_frame(
     return header + (payload if mask is None else mask + mask_bytes(payload, mask))
 
 
+def deflated(payload: bytes, level: int = 6, window_bits: int = 15) -> bytes:
+    """Compress a message as a client does (RFC 7692 7.2.1)."""
+    squeezer = zlib.compressobj(level, zlib.DEFLATED, -window_bits)
+    squeezed = squeezer.compress(payload) + squeezer.flush(zlib.Z_SYNC_FLUSH)
+    assert squeezed.endswith(b"\0\0\xff\xff")
+    return squeezed[:-4]
+
+
+def inflated(payload: bytes) -> bytes:
+    """Read a message of a server that said to look back 4 KiB at most (RFC 7692 7.2.2)."""
+    stretcher = zlib.decompressobj(-12)
+    found = stretcher.decompress(payload + b"\0\0\xff\xff")
+    assert not stretcher.eof and not stretcher.unconsumed_tail
+    return found
+
+
 def client_close(code: int | None = None, reason: bytes = b"") -> bytes:
     return client_frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + reason)
 
 
-def fragments(opcode: int, *parts: bytes) -> tuple[bytes, ...]:
-    """Build one message in as many frames as there are parts."""
+def fragments(opcode: int, *parts: bytes, rsv: int = 0) -> tuple[bytes, ...]:
+    """Build one message in as many frames as there are parts; `rsv` is the first one's."""
     last = len(parts) - 1
     return tuple(
-        client_frame(CONTINUATION if index else opcode, part, fin=index == last)
+        client_frame(
+            CONTINUATION if index else opcode,
+            part,
+            fin=index == last,
+            rsv=0 if index else rsv,
+        )
         for index, part in enumerate(parts)
     )
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jwt
 import msgpack  # type: ignore[import-untyped]
 
-from client_frames import BINARY, CLOSE, PING, PONG, TEXT, client_close, client_frame
+from client_frames import BINARY, CLOSE, PING, PONG, TEXT, client_close, client_frame, inflated
 from config.settings import DEV_KEY, DEV_SECRET
 from config.sources import changed, load
 from server.app import App
@@ -147,6 +147,7 @@ class Client(Wire):
         self.passed: list[dict[str, Any]] = []
         self.pings = 0
         self.pongs: list[bytes] = []
+        self.deflated: list[bytes] = []
         self.handshake = Response(0, {})
 
     # Sending
@@ -181,14 +182,21 @@ class Client(Wire):
     async def frame(self) -> tuple[int, bytes]:
         """Return the next frame; raises EOFError."""
         first, second = await self.take(2)
-        assert first & 0x70 == 0 and first & 0x80, "a whole frame without reserved bits"
+        deflated = first & 0x40 and "sec-websocket-extensions" in self.handshake.headers
+        assert first & (0x30 if deflated else 0x70) == 0, "no reserved bits"
+        assert first & 0x80, "a whole frame"
         assert second < 0x80, "a server does not mask"
         size = second
         if size == 126:
             size = int.from_bytes(await self.take(2), "big")
         elif size == 127:
             size = int.from_bytes(await self.take(8), "big")
-        return first & 0x0F, await self.take(size)
+        payload = await self.take(size)
+        if deflated:
+            assert first & 0x0F in (TEXT, BINARY), "control frames are not compressed"
+            self.deflated.append(payload)
+            payload = inflated(payload)
+        return first & 0x0F, payload
 
     async def item(self) -> tuple[int, bytes]:
         """Return the next message or close frame; pings are answered on the way."""
