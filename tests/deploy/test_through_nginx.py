@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +21,10 @@ SOON_S = 10.0
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Fleet]:
-    with Fleet() as fleet:
-        yield fleet
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("GALECAST_WEBSOCKET_COMPRESSION", "true")
+        with Fleet() as fleet:
+            yield fleet
 
 
 async def publish(fleet: Fleet, channel: str, event_id: str, data: Any = 1) -> None:
@@ -38,6 +41,22 @@ async def test_a_small_event_comes_at_once(running: Fleet, kind: type[Follower])
         for name in ("first", "second"):
             await publish(running, channel, name)
             await until(lambda n=name: n in follower.channels[channel].ids, SOON_S)  # type: ignore[misc]
+
+
+async def test_compression_is_agreed_on_and_passes(running: Fleet) -> None:
+    url = running.nginx.url.replace("http", "ws", 1) + "/v1/ws"
+    data = ["the same again"] * 500
+    async with connect(url, ssl=running.nginx.tls(), additional_headers=AUTH, proxy=None) as socket:
+        assert socket.protocol.extensions
+        command = {"type": "subscribe", "ref": 1, "channel": "soon.deflated"}
+        await socket.send(json.dumps(command))
+        while json.loads(await socket.recv())["type"] != "subscribed":
+            pass
+        await publish(running, "soon.deflated", "deflated", data)
+        assert json.loads(await asyncio.wait_for(socket.recv(), SOON_S))["data"] == data
+    told = "".join(node.ask_admin("/metrics")[1] for node in running.nodes)
+    sums = re.findall(r"^galecast_deflate_(?:in|out)_bytes_total (\S+)$", told, re.MULTILINE)
+    assert len(sums) == 6 and sum(map(float, sums)) > len(json.dumps(data))
 
 
 async def test_a_stream_over_http_2_comes_at_once(running: Fleet) -> None:

@@ -7,7 +7,7 @@ from playwright.async_api import Page
 
 from chromium import MISSING, browser_page, publish, until
 from cutting_proxy import CuttingProxy
-from one_session import JSON, MSGPACK, run_session
+from one_session import JSON, MSGPACK, deflate_in, run_session
 from processes import ServerProcess
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -85,6 +85,28 @@ async def test_the_same_session(server: ServerProcess, subprotocol: str) -> None
         channel = f"browser.{subprotocol.rpartition('.')[2]}"
         await run_session(server, connect, subprotocol, channel)
         assert complaints == []
+
+
+@pytest.mark.parametrize("subprotocol", [JSON, MSGPACK])
+async def test_the_same_session_where_compression_is_on(subprotocol: str) -> None:
+    """The browser offers it by itself."""
+    environ = {
+        "GALECAST_WEBSOCKET_COMPRESSION": "true",
+        "GALECAST_WEBSOCKET_COMPRESSION_MIN_BYTES": "0",
+    }
+    with ServerProcess("--dev", environ=environ) as server:
+        async with browser_page(server.url + "/docs") as (page, complaints):
+
+            async def connect(url: str) -> BrowserSocket:
+                client = BrowserSocket(page, subprotocol)
+                await client.open(url)
+                extensions = await page.evaluate("socket.extensions")
+                assert extensions.startswith("permessage-deflate; server_no_context_takeover")
+                return client
+
+            await run_session(server, connect, subprotocol, "browser.deflate")
+            assert complaints == []
+            assert deflate_in(server) > 0
 
 
 @pytest.mark.parametrize("ticket", [False, True])

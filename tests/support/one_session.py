@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -34,6 +35,17 @@ def publish(server: ServerProcess, **event: Any) -> dict[str, Any]:
     assert response.status == 200, body
     answer: dict[str, Any] = json.loads(body)
     return answer
+
+
+def deflate_in(server: ServerProcess) -> int:
+    """Return how many bytes of events the server has compressed."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
+    connection.request("GET", "/metrics", headers={"Authorization": "Bearer dev.galecast"})
+    body = connection.getresponse().read().decode()
+    connection.close()
+    found = re.search(r"^galecast_deflate_in_bytes_total (\S+)$", body, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
 
 
 def encode(subprotocol: str, message: dict[str, Any]) -> str | bytes:
