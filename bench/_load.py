@@ -240,14 +240,20 @@ def _read_frame(sock: socket.socket, buffer: bytearray) -> bytes:
         buffer += data
 
 
-def subscriber(port: int, channel: str | None, path: str = "/v1/ws") -> socket.socket:
-    """Open a session; subscribe to `channel` if one is given (else the server just sends)."""
+def subscriber(
+    port: int, channel: str | None, path: str = "/v1/ws", headers: str = ""
+) -> socket.socket:
+    """Open a session; subscribe to `channel` if one is given (else the server just sends).
+
+    `headers` are more lines of the handshake, each with its end.
+    """
     sock = socket.create_connection(("127.0.0.1", port))
     key = base64.b64encode(os.urandom(16)).decode()
     sock.sendall(
         (
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+            f"{headers}\r\n"
         ).encode()
     )
     buffer = bytearray()

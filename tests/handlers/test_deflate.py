@@ -63,6 +63,7 @@ def test_examples_of_the_rfc(payload: str, message: bytes) -> None:
         bytes.fromhex("f248cdc9c9"),
         bytes.fromhex("f348cdc9c90700"),  # a final block with nothing behind
         bytes.fromhex("000500faff4865"),
+        bytes.fromhex("00ff0000ff") + b"abc",  # which would take our end for its own content
         bytes.fromhex("000500fbff48656c6c6f00"),  # a length that contradicts itself
         b"Hello, world!",
         zlib.compress(b"Hello" * 10),  # with zlib's header

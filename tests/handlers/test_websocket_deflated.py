@@ -140,17 +140,22 @@ async def test_malformed_data_breaks_the_protocol() -> None:
         assert rig.refusals("protocol_error") == 3
 
 
-async def test_many_messages_that_inflate_to_much_are_all_answered() -> None:
-    """They come in one write, and are read no faster than they are carried out."""
+@pytest.mark.parametrize(("size", "count"), [(250_000, 200), (1_000, 1_500)])
+async def test_many_messages_that_inflate_to_much_are_all_answered(size: int, count: int) -> None:
+    """They come in one write, and are read no faster than they are carried out.
+
+    Of the small ones the reader gives more at once than the session takes: it pauses, with more to
+    read on either side.
+    """
     async with live(**OPEN) as rig:
         client = await compressing(rig)
-        pad = " " * 250_000
-        commands = [frames_of(client, client.numbered("ping", pad=pad)) for _ in range(300)]
+        pad = " " * size
+        commands = [frames_of(client, client.numbered("ping", pad=pad)) for _ in range(count)]
         assert len(b"".join(commands)) < 120_000
         await client.write(b"".join(commands))
         last = client.ref
 
-        for ref in range(last - 299, last + 1):
+        for ref in range(last - count + 1, last + 1):
             assert (await client.reply(ref))["type"] == "pong"
         assert client.passed == []
         # And the connection still reads.
@@ -160,7 +165,8 @@ async def test_many_messages_that_inflate_to_much_are_all_answered() -> None:
 
 
 async def test_end_comes_in_the_middle_of_what_is_still_to_be_read() -> None:
-    async with live(**OPEN) as rig:
+    # The client's close frame stands behind all that: it has to be come to.
+    async with live(**OPEN, session__close_timeout_s=60.0) as rig:
         pad = "x" * 250_000
         for cut_off in (True, False):
             client = await compressing(rig)
