@@ -1,0 +1,121 @@
+"""Who is connected here? This file: a session under load whose frames are taken apart (pure).
+
+All sessions of a wire get the same bytes of a channel. So a few witnesses look at each event: its
+number, its order, its size and how late it is. Of the others bytes are counted.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+from zlib import crc32
+
+from server.load_frames import Framing
+from server.load_target import MARK, MARK_BYTES
+
+_SHOWN: Final = 200
+_MOST_PROBLEMS: Final = 5
+
+
+class Witness:
+    """Takes the bytes of one session and checks that each lane's events come once and in order.
+
+    `lanes` says of each lane of its channels which channel that is. `sent` has the times at which
+    the events of each lane were due. `late` is told for each event when it was due and how long it
+    took, if it was due from `since` on and before `until`.
+    """
+
+    __slots__ = (
+        "_frames",
+        "_lanes",
+        "_late",
+        "_next",
+        "_rest",
+        "_sent",
+        "bytes_of",
+        "crc",
+        "problems",
+        "since",
+        "until",
+    )
+
+    def __init__(
+        self,
+        frames: Framing,
+        lanes: Mapping[int, int],
+        sent: Sequence["array[float]"],
+        late: Callable[[float, float], None],
+    ) -> None:
+        self._frames = frames
+        self._lanes = lanes
+        self._sent = sent
+        self._late = late
+        self._rest = b""
+        self._next = dict.fromkeys(lanes, 0)
+        self.bytes_of = dict.fromkeys(lanes.values(), 0)
+        self.crc = 0
+        self.problems: list[str] = []
+        self.since = float("inf")
+        self.until = float("inf")
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take what was received until `now`."""
+        if self._rest:
+            data = self._rest + data
+        bounds, taken = self._frames(data)
+        self._rest = data[taken:]
+        sent, expected, lanes = self._sent, self._next, self._lanes
+        find, count = data.find, len(sent)
+        for begin, end in bounds:
+            at = find(MARK, begin, end)
+            if at < 0:
+                self._problem(f"the server said: {_shown(data[begin:end])}")
+                continue
+            # What stands behind the mark may be another program's.
+            digits = data[at + len(MARK) : at + MARK_BYTES]
+            number = int(digits) if digits.isdigit() else -1
+            place, lane = divmod(number, count)
+            if expected.get(lane, -1) != place:
+                self._unexpected(number, place, lane)
+                continue
+            expected[lane] = place + 1
+            self.bytes_of[lanes[lane]] += end - begin
+            due = sent[lane][place]
+            if self.since <= due < self.until:
+                self._late(due, now - due)
+        if bounds:
+            begin, end = bounds[0][0], bounds[-1][1]
+            if end - begin == sum(end - begin for begin, end in bounds):
+                self.crc = crc32(memoryview(data)[begin:end], self.crc)
+            else:
+                for begin, end in bounds:
+                    self.crc = crc32(memoryview(data)[begin:end], self.crc)
+
+    def events_of(self, channel: int) -> int:
+        """Return how many events of a channel have come."""
+        return sum(self._next[lane] for lane, own in self._lanes.items() if own == channel)
+
+    def came(self) -> int:
+        """Return how many events have come."""
+        return sum(self._next.values())
+
+    def missing(self) -> int:
+        """Return how many events were sent and have not come."""
+        return sum(len(self._sent[lane]) - came for lane, came in self._next.items())
+
+    def _unexpected(self, number: int, place: int, lane: int) -> None:
+        expected = self._next.get(lane)
+        if expected is None or number < 0 or place >= len(self._sent[lane]):
+            self._problem(f"an event came that was not published to it: {number}")
+        elif place < expected:
+            self._problem(f"event {number} came again, or behind later ones")
+        else:
+            self._problem(f"{place - expected} events are missing before event {number}")
+            self._next[lane] = place + 1
+
+    def _problem(self, text: str) -> None:
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(text)
+
+
+def _shown(message: bytes) -> str:
+    return message[:_SHOWN].decode("utf-8", "replace")
