@@ -84,14 +84,14 @@ async def _publish_all(
     if len(requests) > most:
         raise TooLarge(f"more than {most} events", reason="limits.batch_events")
     events: list[Draft] = []
+    allowed: set[str] = set()
     times: dict[int, int] = {}
     for place, request in enumerate(requests):
         if place and place % _PIECE == 0:
             await asyncio.sleep(0)
         try:
-            events.append(
-                draft(node, principal, request, None if key is None else f"{key}:{place}")
-            )
+            event_id = None if key is None else f"{key}:{place}"
+            events.append(draft(node, principal, request, event_id, allowed))
             at = node.scheduling.due(request.deliver_at)
         except Refused as refused:
             raise at_place(place, refused) from None
