@@ -45,7 +45,7 @@ class CountedStream(IOStream):
         """Write as IOStream does, but for what the kernel takes at once: that needs no queue."""
         if data and isinstance(data, bytes) and not self.closed() and not self.writing():
             try:
-                sent = self.socket.send(data)
+                sent = self.write_to_fd(memoryview(data))
             except OSError:
                 # Not ready, or broken: there it is found again, and told as it should be.
                 sent = 0
