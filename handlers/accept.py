@@ -5,15 +5,16 @@ import errno
 import logging
 import resource
 import socket
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from math import inf
 from typing import Final
 
-from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from handlers.address import Networks, networks
+from handlers.http_server import HttpServer
 from server.limits import countable
 from server.node import Node
 
@@ -35,6 +36,30 @@ class CountedStream(IOStream):
     def __init__(self, connection: socket.socket, on_closed: Callable[[], None]) -> None:
         self._on_closed: Callable[[], None] | None = on_closed
         super().__init__(connection)
+        self._done = Future[None]()
+        self._done.set_result(None)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def write(self, data: bytes | memoryview) -> "Future[None]":
+        """Write as IOStream does, but for what the kernel takes at once: that needs no queue."""
+        if data and isinstance(data, bytes) and not self.closed() and not self.writing():
+            try:
+                sent = self.write_to_fd(memoryview(data))
+            except OSError:
+                # Not ready, or broken: there it is found again, and told as it should be.
+                sent = 0
+            if sent == len(data):
+                return self._done
+            data = memoryview(data)[sent:]
+        return super().write(data)
+
+    def set_nodelay(self, value: bool) -> None:
+        """Keep the flag as it was set when the connection came.
+
+        Tornado sets and clears it for each response, which is two calls of the kernel; every
+        response is written as a whole, so nothing is gained by holding back small writes between.
+        """
 
     def close_fd(self) -> None:
         """Close the socket."""
@@ -56,7 +81,7 @@ class Acceptor:
         self,
         loop: asyncio.AbstractEventLoop,
         node: Node,
-        server: HTTPServer,
+        server: HttpServer,
         sockets: Sequence[socket.socket],
         *,
         reserve: int = RESERVE,

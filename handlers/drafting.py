@@ -67,10 +67,16 @@ def idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def draft(node: Node, principal: Principal, request: PublishRequest, event_id: str | None) -> Draft:
+def draft(
+    node: Node,
+    principal: Principal,
+    request: PublishRequest,
+    event_id: str | None,
+    allowed: set[str] | None = None,
+) -> Draft:
     """Return the event, checked; `event_id` stands in for the request's own, if not None.
 
-    Raises Refused.
+    `allowed` is as for `Publishing.draft`. Raises Refused.
     """
     if event_id is not None and request.id is not None:
         raise BadRequest("either Idempotency-Key or id, not both")
@@ -86,6 +92,7 @@ def draft(node: Node, principal: Principal, request: PublishRequest, event_id: s
         tags=request.tags,
         event_id=request.id if event_id is None else event_id,
         exclude=request.exclude,
+        allowed=allowed,
     )
 
 

@@ -105,7 +105,9 @@ class LeanConnection:
         self._started = True
         self._context.metrics.connection_opened(self)
         if self._socket is not None:
-            self._context.loop.add_reader(self._socket, self._on_readable)
+            # By number: asyncio asks for a reader that is not there, and of a socket object the
+            # error would have a text that takes two calls of the kernel.
+            self._context.loop.add_reader(self._socket.fileno(), self._on_readable)
 
     @property
     def over(self) -> bool:

@@ -28,7 +28,6 @@ _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 250
 # A stream is as long as its publisher likes; only its lines are bounded.
 _NO_LIMIT: Final = 1 << 62
-_MONTH_S: Final = 30 * 86_400.0
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -75,7 +74,6 @@ class NdjsonHandler(BaseHandler):
         self._cutter = LineCutter(self.node.settings.limits.frame_bytes)
         connection = self.request.connection
         connection.set_max_body_size(_NO_LIMIT)  # type: ignore[union-attr]
-        connection.set_body_timeout(_MONTH_S)  # type: ignore[union-attr]
         self.set_header("Content-Type", NDJSON)
         # Nginx would hold answers back.
         self.set_header("X-Accel-Buffering", "no")
@@ -141,7 +139,7 @@ class NdjsonHandler(BaseHandler):
         request = read_event(line, "the line")
         event = draft(self.node, self._who, request, key)
         at = self.node.scheduling.due(request.deliver_at)
-        self.pay_publish(self._who)
+        self.exchange.pay_publish(self._who)
         return event, at
 
     def _check_still(self) -> None:

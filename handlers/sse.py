@@ -240,7 +240,7 @@ class SseHandler(BaseHandler):
             "X-Content-Type-Options: nosniff",
             f"X-Request-Id: {self.request_id}",
         ]
-        lines += [f"{name}: {value}" for name, value in self.cors_headers()]
+        lines += [f"{name}: {value}" for name, value in self.exchange.cors_headers()]
         return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 

@@ -6,7 +6,7 @@ No label names a channel, a user or an address: their number has no bound.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
 
-from prometheus_client import CollectorRegistry, GCCollector, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from config.limits import LimitSettings
 from server.closing import Closing
 from server.errors import ALL
+from server.histogram import Histogram
 
 _PREFIX: Final = "galecast_"
 
@@ -261,7 +262,9 @@ class Metrics:
         return encode(self._registry), content_type
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(_PREFIX + name, text, registry=self._registry, buckets=buckets)
+        histogram = Histogram(_PREFIX + name, text, buckets)
+        self._registry.register(histogram)
+        return histogram
 
     def _collect(self) -> Iterator[Metric]:
         yield _gauge("build_info", "What runs here.", ["version"], [((self._version,), 1)])
