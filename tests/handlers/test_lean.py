@@ -72,6 +72,9 @@ class Recorder:
     def on_slow(self) -> None:
         self.heard.append("slow")
 
+    def on_room(self) -> None:
+        self.heard.append("room")
+
     def on_violation(self, closing: Closing) -> None:
         self.heard.append(closing.reason)
 
