@@ -25,7 +25,7 @@ N = TypeVar("N", int, float)
 
 _MAX_REWIND: Final = 100_000
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,5}")
-_RATE: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
+_RATE: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,20})?")
 _COMMENT: Final = b":\n\n"
 
 

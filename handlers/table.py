@@ -302,8 +302,8 @@ TABLE: Final[tuple[Route, ...]] = (
                         "a number for each channel in their order, joined by commas.",
                         {
                             "type": "string",
-                            "pattern": "^([0-9]{1,4}(\\.[0-9]{1,6})?)?"
-                            "(,([0-9]{1,4}(\\.[0-9]{1,6})?)?)*$",
+                            "pattern": "^([0-9]{1,4}(\\.[0-9]{1,20})?)?"
+                            "(,([0-9]{1,4}(\\.[0-9]{1,20})?)?)*$",
                         },
                     ),
                     query(
