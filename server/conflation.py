@@ -152,7 +152,6 @@ class Conflation:
         late, subscription.late = subscription.late, None
         if late is None:
             return
-        self._metrics.events_conflated += self._owed(late)
         if self._late.get(subscription.session.id) is subscription:
             del self._late[subscription.session.id]
         release(subscription)

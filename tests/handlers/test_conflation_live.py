@@ -165,6 +165,43 @@ async def test_who_never_reads_is_cut_off(kind: str) -> None:
         assert rig.refusals("unsent_bytes") == 0
 
 
+async def test_many_channels_are_held_at_once() -> None:
+    async with conflating() as rig:
+        client = await listen(rig, JSON, "new.a")
+        assert isinstance(client, Client)
+        names = [f"many.{number}" for number in range(40)]
+        for name in names:
+            await client.call("subscribe", channel=name)
+        sent = await fill(rig, "new.a")
+        before = rig.node.metrics.unsent_bytes
+        for number in range(3):
+            events = [{"channel": name, "data": number} for name in names]
+            assert (await rig.request("POST", "/v1/events", events, **BEARER)).status == 200
+        assert rig.node.metrics.unsent_bytes == before
+        assert rig.counter("galecast_events_held") == len(names)
+        found: dict[str, tuple[int, int]] = {}
+        while len(found) < len(names):
+            event = await client.next("event")
+            if event["channel"] != "new.a":
+                assert event["channel"] not in found
+                found[event["channel"]] = (event["data"], event["skipped"])
+        assert found == dict.fromkeys(names, (2, 2))
+        assert sent and rig.counter("galecast_events_held") == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_that_is_gone_is_owed_nothing(kind: str) -> None:
+    async with conflating() as rig:
+        client = await listen(rig, kind, "new.a")
+        sent = await fill(rig, "new.a")
+        await rig.publish("new.a", BIG, name=f"n{sent}")
+        assert rig.counter("galecast_events_held") == 1
+        client.reset()
+        await until(rig.nobody_left)
+        assert rig.counter("galecast_events_held") == 0
+        await rig.publish("new.a", "after")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_is_held_leaves_when_the_node_drains(kind: str) -> None:
     async with conflating(session__close_timeout_s=5.0) as rig:
