@@ -165,6 +165,47 @@ async def test_who_never_reads_is_cut_off(kind: str) -> None:
         assert rig.refusals("unsent_bytes") == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_reset_comes_behind_what_is_held_and_before_what_is_newer(kind: str) -> None:
+    async with conflating() as rig:
+        client = await listen(rig, kind, "new.a")
+        sent = await fill(rig, "new.a")
+        for number in range(sent, sent + 5):
+            await rig.publish("new.a", BIG, name=f"n{number}")
+        feed = rig.node.hub.feeds["new.a"]
+        feed.reset(feed.top)
+        for number in range(sent + 5, sent + 10):
+            await rig.publish("new.a", BIG, name=f"n{number}")
+        told: list[tuple[str, int]] = []
+        while told[-1:] != [(f"n{sent + 9}", 4)]:
+            if isinstance(client, Stream):
+                message = (await client.next(lambda block: block.value("data"))).data
+            else:
+                message = await client.message()
+            told.append((message.get("name", message["type"]), message.get("skipped", 0)))
+        place = told.index(("reset", 0))
+        assert told[place - 1][0] == f"n{sent + 4}"
+        accounted = sum(1 + skipped for _name, skipped in told) - 1
+        assert accounted == sent + 10
+
+
+@pytest.mark.parametrize("encoding", [JSON, MSGPACK])
+async def test_unsubscribed_comes_behind_what_is_held(encoding: str) -> None:
+    async with conflating() as rig:
+        client = await listen(rig, encoding, "new.a")
+        assert isinstance(client, Client)
+        sent = await fill(rig, "new.a")
+        for number in range(sent, sent + 5):
+            await rig.publish("new.a", BIG, name=f"n{number}")
+        reply = await client.call("unsubscribe", channel="new.a")
+        assert reply["type"] == "unsubscribed"
+        assert client.passed[-1]["name"] == f"n{sent + 4}"
+        assert sum(1 + each.get("skipped", 0) for each in client.passed) == sent + 5
+        await rig.publish("new.a", "nobody")
+        assert (await client.call("ping"))["type"] == "pong"
+        assert len(client.passed) and client.passed[-1]["name"] == f"n{sent + 4}"
+
+
 async def test_many_channels_are_held_at_once() -> None:
     async with conflating() as rig:
         client = await listen(rig, JSON, "new.a")
