@@ -2,7 +2,7 @@
 
 from conflation_rig import CONFLATE, DISCONNECT, bench
 from delivery_rig import CHANNEL, open_delivery_rig
-from live_rig import live
+from live_rig import live, within
 from rule_rig import slices, types
 from server.closing import Closing
 
@@ -106,6 +106,6 @@ async def test_rule_25_over_a_socket_what_is_held_leaves_when_the_client_reads()
             await rig.publish("a", "x" * 60_000)
         accounted = 0
         while accounted < sent + 3:
-            event = await client.next("event")
+            event = await within(client.next("event"), 4)
             accounted += 1 + event.get("skipped", 0)
         assert event["skipped"] == 3
