@@ -30,6 +30,7 @@ from pubsub.ulid import UlidFactory
 from server.auth import Auth
 from server.backplane import open_backplane
 from server.closing import Closing
+from server.collector import Collector
 from server.jwks import Jwks
 from server.lifecycle import Phase
 from server.log import configure
@@ -328,7 +329,7 @@ def serve(
     # Workers write to one stream.
     configure(log.level, log.format, sys.stderr, node="" if tie is None else loaded.settings.node)
     try:
-        with asyncio.Runner() as runner:
+        with Collector(), asyncio.Runner() as runner:
             return runner.run(run(loaded, reread, beside, tie))
     except OSError as error:
         settings = loaded.settings

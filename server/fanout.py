@@ -13,14 +13,53 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# Sends between two looks at the clock, and how long a flush may hold the loop before it gives way.
+# Sends between two looks at the clock, and how long flushes may hold the loop before they give way.
 _LOOK_EVERY = 128
 _HOLD_S = 0.005
-# An item that comes within this part of the last flush's duration after its end waits for one
-# such duration, so that under load many events leave in one call per session.
-_PACE = 0.25
+# An item that comes within this part of the last flush's duration after its end is not alone,
+# perhaps: it waits for the end of the turn, in which one client may bring many.
+_SOON = 0.25
+# From this load on, items wait as long as the last flush took, so that many leave in one call per
+# session. The load is the part of the time that flushes would take if each item was sent as it
+# came, as a mean in which the last flush weighs a quarter: chance alone seldom brings a few items
+# that come closely behind each other so far.
+_FULL = 0.85
+_WEIGHT = 0.25
 # Data that a flush joins at most, so that one call alone never meets the limit of unsent bytes.
 _JOIN_BYTES = 262_144
+# Publishers on this node wait while more is pending than that for each session, but no more than
+# so much for all of them: its flush takes some 10 ms, and a longer one would join hardly better.
+_FLUSH_BYTES = 33_554_432
+_LEAST_BYTES = 16_384
+# From that on, items are refused: those that come from other nodes wait for nobody.
+_MOST_BYTES = 8_388_608
+# What an item is in memory and on the wire, besides its data.
+_ITEM_BYTES = 256
+
+
+class Turn:
+    """How long all flushes of a node together may hold the loop in one turn of it.
+
+    Else an array of events for twenty channels would begin twenty flushes in the same turn.
+    """
+
+    __slots__ = ("_until", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._until = 0.0
+
+    def over(self) -> bool:
+        """Whether nothing more is to be sent in this turn."""
+        now = self.loop.time()
+        if self._until:
+            return now > self._until
+        self._until = now + _HOLD_S
+        self.loop.call_soon(self._begin)
+        return False
+
+    def _begin(self) -> None:
+        self._until = 0.0
 
 
 class Fanout(Generic[Item]):
@@ -36,10 +75,12 @@ class Fanout(Generic[Item]):
 
     __slots__ = (
         "_began",
+        "_bytes",
         "_counted",
         "_duration",
         "_encode",
         "_ended",
+        "_load",
         "_loop",
         "_metrics",
         "_on_begin",
@@ -47,6 +88,7 @@ class Fanout(Generic[Item]):
         "_run",
         "_since",
         "_timer",
+        "_turn",
         "_waiters",
         "audiences",
         "conflation",
@@ -54,7 +96,7 @@ class Fanout(Generic[Item]):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        turn: Turn,
         metrics: Metrics,
         encode: Callable[[Wire, Item], bytes],
         on_begin: Callable[[Sequence[Item]], None],
@@ -63,16 +105,19 @@ class Fanout(Generic[Item]):
     ) -> None:
         self.audiences: dict[Wire, dict[str, Subscription]] = {}
         self.conflation: Conflation | None = None
-        self._loop = loop
+        self._loop = turn.loop
+        self._turn = turn
         self._metrics = metrics
         self._encode = encode
         self._on_begin = on_begin
         self._counted = counted
         self._pending: list[Item] = []
+        self._bytes = 0
         self._since = 0.0
         self._began = 0.0
         self._ended = 0.0
         self._duration = 0.0
+        self._load = 0.0
         self._run: Iterator[None] | None = None
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._waiters: list[asyncio.Future[None]] | None = None
@@ -108,9 +153,10 @@ class Fanout(Generic[Item]):
         if not self._pending:
             self._since = self._loop.time()
         self._pending.extend(items)
+        self._bytes += _size(items)
         if self._run is None and self._timer is None:
-            if self._since - self._ended < self._duration * _PACE:
-                self._timer = self._loop.call_later(self._duration, self._begin)
+            if self._since - self._ended < self._duration * _SOON:
+                self._wait()
             else:
                 self._begin()
 
@@ -119,6 +165,28 @@ class Fanout(Generic[Item]):
         if self._run is None and self._pending:
             self._begin()
         return not self._pending and self._run is None
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much is pending that who publishes more should wait (`eased`)."""
+        pending = self._bytes
+        if pending <= _LEAST_BYTES:
+            return False
+        sessions = sum(map(len, self.audiences.values()))
+        return pending > min(_JOIN_BYTES, max(_LEAST_BYTES, _FLUSH_BYTES // (sessions or 1)))
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is pending that nothing more may be pushed."""
+        return self._bytes > _MOST_BYTES
+
+    async def eased(self) -> None:
+        """Wait until it is not `behind`, or closed. Safe to cancel."""
+        while self.behind:
+            if self._run is None:
+                self._begin()
+            if self.behind:
+                await self.flushed()
 
     async def flushed(self) -> None:
         """Wait until the flush under way has ended. Safe to cancel."""
@@ -137,8 +205,16 @@ class Fanout(Generic[Item]):
             self._timer = None
         self._run = None
         self._pending = []
+        self._bytes = 0
         self.audiences.clear()
         self._wake()
+
+    def _wait(self) -> None:
+        """Begin after as long as the last flush took if there is so much to send, else soon."""
+        if self._load > _FULL:
+            self._timer = self._loop.call_later(self._duration, self._begin)
+        else:
+            self._timer = self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
         if self._timer is not None:
@@ -148,6 +224,10 @@ class Fanout(Generic[Item]):
             return
         items = self._take()
         self._began = self._loop.time()
+        took = self._duration
+        if took:
+            load = took / (took + max(0.0, self._since - self._ended))
+            self._load += (load - self._load) * _WEIGHT
         self._on_begin(items)
         self._run = self._send(items, self._since)
         self._step()
@@ -172,18 +252,21 @@ class Fanout(Generic[Item]):
         self._duration = self._ended - self._began
         self._wake()
         if self._pending and self._timer is None:
-            self._timer = self._loop.call_later(self._duration, self._begin)
+            self._wait()
 
     def _take(self) -> Sequence[Item]:
         """Take what the next flush sends: all that is pending, unless that is too much to join."""
         items = self._pending
-        left = _JOIN_BYTES
-        for place, item in enumerate(items):
-            left -= len(getattr(item, "data", b""))
-            if left < 0 and place:
-                self._pending = items[place:]
-                return items[:place]
+        if self._bytes > _JOIN_BYTES:
+            left = _JOIN_BYTES
+            for place, item in enumerate(items):
+                left -= _size((item,))
+                if left < 0 and place:
+                    self._pending = items[place:]
+                    self._bytes = _size(self._pending)
+                    return items[:place]
         self._pending = []
+        self._bytes = 0
         return items
 
     def _wake(self) -> None:
@@ -202,7 +285,7 @@ class Fanout(Generic[Item]):
                 self._send_without(items, frames, [audience.get(i) for i in excluded])
                 members = [each for each in members if each.session.id not in excluded]
             jobs.append((wire, frames, members))
-        clock, hold_until = self._loop.time, self._began + _HOLD_S
+        over = self._turn.over
         count = len(items)
         metrics = self._metrics
         conflation = self.conflation
@@ -211,6 +294,8 @@ class Fanout(Generic[Item]):
         for wire, frames, members in jobs:
             payload = frames[0] if count == 1 else b"".join(frames)
             for start in range(0, len(members), _LOOK_EVERY):
+                while over():
+                    yield
                 part = members[start : start + _LOOK_EVERY]
                 if conflates and conflation is not None:
                     conflation.send(part, wire, items, frames, payload)
@@ -225,18 +310,14 @@ class Fanout(Generic[Item]):
                     metrics.bytes_out += len(payload) * len(part)
                 if self._counted and not conflates:
                     metrics.events_out += count * len(part)
-                if clock() > hold_until:
-                    yield
-                    hold_until = clock() + _HOLD_S
         late = () if conflation is None else conflation.waiting()
         for start in range(0, len(late), _LOOK_EVERY):
+            while over():
+                yield
             if conflation is not None:
                 conflation.offer(late[start : start + _LOOK_EVERY])
-            if clock() > hold_until:
-                yield
-                hold_until = clock() + _HOLD_S
         if self._counted:
-            metrics.delivery_seconds.observe(clock() - since)
+            metrics.delivery_seconds.observe(self._loop.time() - since)
 
     def _send_without(
         self,
@@ -257,3 +338,7 @@ class Fanout(Generic[Item]):
             if kept:
                 session.send_events([items[i] for i in kept], [frames[i] for i in kept])
                 self._metrics.events_out += len(kept)
+
+
+def _size(items: Sequence[object]) -> int:
+    return sum(_ITEM_BYTES + len(getattr(item, "data", b"")) for item in items)

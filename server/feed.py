@@ -12,7 +12,7 @@ from pubsub.position import Position
 from pubsub.presence import Members, PresenceChange
 from server.conflation import Conflation
 from server.connection import Wire
-from server.fanout import Fanout
+from server.fanout import Fanout, Turn
 from server.metrics import Metrics
 from server.protocol import PresenceMessage, Reset
 from server.sequence import ChannelSequence, Verdict, chained
@@ -102,7 +102,7 @@ class Feed:
     def __init__(
         self,
         channel: str,
-        loop: asyncio.AbstractEventLoop,
+        turn: Turn,
         metrics: Metrics,
         ring_size: int,
         on_doubt: Callable[["Feed"], None],
@@ -119,12 +119,14 @@ class Feed:
         self.linger: Entry | None = None
         self.opening: asyncio.Task[None] | None = None
         self.fanout: Fanout[Event | ResetNotice] = Fanout(
-            loop, metrics, encode_item, self._on_begin
+            turn, metrics, encode_item, self._on_begin
         )
-        self.conflation = Conflation(channel, loop, metrics, rules or ChannelRules(), self.fanout)
+        self.conflation = Conflation(
+            channel, turn.loop, metrics, rules or ChannelRules(), self.fanout
+        )
         self.fanout.conflation = self.conflation
         self.presence: Fanout[PresenceChange | PresenceSync] = Fanout(
-            loop, metrics, _encode_change, lambda _items: None, counted=False
+            turn, metrics, _encode_change, lambda _items: None, counted=False
         )
         self.presence_version: int | None = None
         self.presence_heard = 0
@@ -158,6 +160,11 @@ class Feed:
     def on_events(self, events: Sequence[Event]) -> None:
         """Accept events that chain to the top; anything else begins a repair."""
         if self.state is State.LIVE:
+            if self.fanout.full:
+                # They are read from history when what is pending has left.
+                self._hear(events)
+                self.doubt()
+                return
             if chained(self.sequence.top, events):
                 self.accept(events)
                 return

@@ -14,6 +14,7 @@ from pubsub.event import Event
 from pubsub.position import Position
 from pubsub.presence import PresenceChange, PresenceStore
 from server.closing import Closing
+from server.fanout import Turn
 from server.feed import Feed, State
 from server.metrics import Metrics
 from server.reads import SharedReads
@@ -62,6 +63,7 @@ class Hub:
         self.feeds: dict[str, Feed] = {}
         self.sessions: dict[str, Session] = {}
         self._users: dict[str, dict[str, Session]] = {}
+        self._turn: Turn | None = None
         self._members_per_reply = members_per_reply
         self._linger_s = linger_s
         self._sleep = sleep
@@ -129,8 +131,9 @@ class Hub:
         if feed is None:
             rule = self.rules.rule(channel)
             size = min(RING_SIZE, rule.history_size) if rule.history_ttl_s > 0 else 0
-            loop = asyncio.get_running_loop()
-            feed = Feed(channel, loop, self.metrics, size, self._repair, self.rules)
+            if self._turn is None:
+                self._turn = Turn(asyncio.get_running_loop())
+            feed = Feed(channel, self._turn, self.metrics, size, self._repair, self.rules)
             self.feeds[channel] = feed
             feed.opening = self.spawn(self._open(feed))
         feed.holds += 1

@@ -126,6 +126,7 @@ class Metrics:
         "http_request_seconds",
         "presence_changes",
         "publish_seconds",
+        "publishes_slowed",
         "replayed",
         "resets",
         "slow_closes",
@@ -143,6 +144,7 @@ class Metrics:
         self.slow_closes = 0
         self.resets = 0
         self.replayed = 0
+        self.publishes_slowed = 0
         self.presence_changes = 0
         self._version = version
         self._lag = 0.0
@@ -296,6 +298,11 @@ class Metrics:
             ("events_out", "Events handed to sessions.", self.events_out),
             ("events_conflated", "Events left out for newer ones.", self.events_conflated),
             ("events_replayed", "Events replayed to resuming sessions.", self.replayed),
+            (
+                "publishes_slowed",
+                "Publishes that waited since their channel had more to send than it could.",
+                self.publishes_slowed,
+            ),
             ("bytes_in", "Bytes read from connections.", self.bytes_in),
             ("bytes_out", "Bytes of messages handed to connections.", self.bytes_out),
             ("slow_closes", "Sessions ended for being slow.", self.slow_closes),

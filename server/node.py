@@ -98,7 +98,7 @@ def assemble(
         linger_s=linger_s,
         sleep=sleep,
     )
-    publishing = Publishing(broker, rules, metrics, new_id)
+    publishing = Publishing(broker, rules, metrics, new_id, hub.feeds)
     subscribing = Subscribing(
         hub, broker, chronicle, presence, metrics, members_per_reply=members, sleep=sleep
     )

@@ -17,6 +17,7 @@ from pubsub.errors import (
 from pubsub.event import Draft, Published
 from server import errors
 from server.errors import BadRequest, Forbidden, Internal, LimitExceeded, Refused, Unavailable
+from server.feed import Feed
 from server.metrics import Metrics
 from server.principal import Principal
 
@@ -25,9 +26,15 @@ class Publishing:
     """Checks what is to be published, once, and hands it to the broker."""
 
     def __init__(
-        self, broker: Broker, rules: ChannelRules, metrics: Metrics, new_id: Callable[[], str]
+        self,
+        broker: Broker,
+        rules: ChannelRules,
+        metrics: Metrics,
+        new_id: Callable[[], str],
+        feeds: Mapping[str, Feed],
     ) -> None:
         self._broker = broker
+        self._feeds = feeds
         self._rules = rules
         self._metrics = metrics
         self._new_id = new_id
@@ -72,9 +79,18 @@ class Publishing:
             raise Forbidden(f"channel {channel} takes no publishes from clients")
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Published | Refused]:
-        """Publish; the answers stand in the order of the drafts. Never raises for one of them."""
+        """Publish; the answers stand in the order of the drafts. Never raises for one of them.
+
+        Waits first while a feed of theirs on this node has more to send than it can: else what is
+        published faster than it can be sent would pile up here.
+        """
         started = time.perf_counter()
-        metrics = self._metrics
+        metrics, feeds = self._metrics, self._feeds
+        for each in drafts:
+            feed = feeds.get(each.channel)
+            if feed is not None and feed.fanout.behind:
+                metrics.publishes_slowed += 1
+                await feed.fanout.eased()
         try:
             answers = await self._broker.publish(drafts)
         except PubSubError as error:

@@ -66,6 +66,10 @@ class Repair:
     async def _look(self) -> bool:
         """Do one step; say whether more is known to be missing."""
         feed = self._feed
+        # What is sent more slowly than it is published is read no faster than it is sent.
+        await feed.fanout.eased()
+        if feed.state is not State.REPAIRING:
+            return True
         top = feed.top
         history = await self._broker.history(
             feed.channel, after=top.offset, limit=_PIECE, hidden=True

@@ -6,7 +6,7 @@ from server.cli_flags import parse
 from server.protocol import HIGHEST_RATE, LOWEST_RATE
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings")
+COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings", "bench")
 
 
 def refused(capsys: Capture, *argv: str) -> str:
@@ -33,7 +33,7 @@ def test_the_help_names_every_command(capsys: Capture) -> None:
 
 
 def test_the_help_warns_of_a_key_on_the_command_line(capsys: Capture) -> None:
-    for command in ("publish", "tail", "readings"):
+    for command in ("publish", "tail", "readings", "bench"):
         with pytest.raises(SystemExit):
             parse([command, "--help"])
         assert "others on this machine can see it" in " ".join(capsys.readouterr().out.split())

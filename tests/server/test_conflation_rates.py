@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from config.rules import ChannelRule, ChannelRules
 from conflation_rig import CONFLATE, DISCONNECT, Bench, Reader, bench
-from delivery_rig import CHANNEL, LineWire, open_delivery_rig, until
+from delivery_rig import CHANNEL, LineWire, open_delivery_rig, turns, until
 from server.conflation import interval_s
 from server.protocol import HIGHEST_RATE, LOWEST_RATE
 
@@ -33,7 +33,7 @@ async def test_after_a_pause_the_first_goes_at_once_again() -> None:
         reader = on.listen(max_rate_hz=10)
         on.publish()
         on.loop.advance(0.1001)
-        assert on.loop.waiting() == 0, "who waits for nothing costs no timer"
+        assert on.timers() == 0, "who waits for nothing costs no timer"
         on.publish()
         assert reader.seen() == ["e1", "e2"]
         on.publish()
@@ -83,13 +83,13 @@ async def test_one_timer_serves_all_that_want_the_same_rate() -> None:
     async with bench(DISCONNECT) as on:
         readers = [on.listen(max_rate_hz=rate) for rate in (10, 2) for _ in range(600)]
         on.publish()
-        assert on.loop.waiting() == 2
+        assert on.timers() == 2
         on.publish()
         # More than one turn serves, and still all of them.
         on.loop.advance(0.501)
         assert all(reader.seen() == ["e1", "e2"] for reader in readers)
         on.loop.advance(1)
-        assert on.loop.waiting() == 0
+        assert on.timers() == 0
 
 
 async def test_frames_are_built_once_for_all_that_skipped_as_many() -> None:
@@ -206,7 +206,7 @@ async def test_it_ends_in_whatever_state_it_is() -> None:
             on.rig.node.subscribing.end(each.subscription)
             assert each.subscription.late is None
         assert behind.seen() == ["e1"]
-        assert on.loop.waiting() == 0
+        assert on.timers() == 0
         assert not on.feed.conflation._lanes
         on.publish()
         assert resting.seen() == ["e1"]
@@ -219,6 +219,7 @@ async def test_what_is_owed_leaves_when_the_session_is_ended() -> None:
         assert reply["max_rate_hz"] == 0.01
         for name in "abc":
             await rig.publish(name)
+        await turns()
         assert client.ids() == ["a"]
         assert rig.node.hub.held() == 1
         await client.ask("unsubscribe", channel=CHANNEL)
@@ -261,6 +262,7 @@ async def test_a_subscription_of_the_servers_is_taken_over_with_its_own_rate() -
         assert "max_rate_hz" not in reply
         await rig.publish("c")
         await rig.publish("d")
+        await turns()
         assert client.ids() == ["a", "b", "c", "d"]
 
 
@@ -374,4 +376,4 @@ def play(on: Bench, given_steps: list[Step]) -> None:
         model.check(whole=True)
         on.rig.node.subscribing.end(model.reader.subscription)
         model.reader.client.session.on_lost()
-    assert on.loop.waiting() == 0
+    assert on.timers() == 0

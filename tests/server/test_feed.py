@@ -19,6 +19,7 @@ from delivery_rig import (
 from pubsub.event import Event
 from pubsub.position import Position, start
 from pubsub.presence import Member, Members, PresenceChange
+from server.fanout import Turn
 from server.feed import Feed, State
 from server.subscription import Subscription
 
@@ -33,7 +34,9 @@ class Bench:
     feed: Feed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feed = Feed(CHANNEL, as_loop(self.loop), self.rig.node.metrics, 10, self._on_doubt)
+        self.feed = Feed(
+            CHANNEL, Turn(as_loop(self.loop)), self.rig.node.metrics, 10, self._on_doubt
+        )
 
     def _on_doubt(self, feed: Feed) -> None:
         assert feed is self.feed

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from delivery_rig import HandLoop, LineWire, NotedConnection, as_loop
 from pubsub.event import Event
 from pubsub.position import Position, chain, start
+from server.fanout import Turn
 from server.feed import Feed, State
 from server.metrics import Metrics
 from server.subscription import Subscription
@@ -40,7 +41,9 @@ class Model:
     loop: HandLoop = field(default_factory=HandLoop)
 
     def __post_init__(self) -> None:
-        self.feed = Feed(CHANNEL, as_loop(self.loop), Metrics(version="0"), RING, self._on_doubt)
+        self.feed = Feed(
+            CHANNEL, Turn(as_loop(self.loop)), Metrics(version="0"), RING, self._on_doubt
+        )
         self.feed.open(start(EPOCH))
         session = SimpleNamespace(id="s", wire=LineWire(), connection=self.connection)
         subscription = Subscription(cast(Any, session), CHANNEL)

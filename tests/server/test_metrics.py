@@ -46,6 +46,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
         ("slow_closes", "slow_closes_total"),
         ("resets", "resets_total"),
         ("replayed", "events_replayed_total"),
+        ("publishes_slowed", "publishes_slowed_total"),
         ("presence_changes", "presence_changes_total"),
     ],
 )

@@ -40,7 +40,7 @@ class FailingBroker:
 def publishing(answer: Sequence[object] | PubSubError = ()) -> tuple[Publishing, Metrics]:
     metrics = Metrics(version="0")
     broker = cast(Broker, FailingBroker(answer))
-    return Publishing(broker, ChannelRules((OPEN,)), metrics, lambda: "NEW-ID"), metrics
+    return Publishing(broker, ChannelRules((OPEN,)), metrics, lambda: "NEW-ID", {}), metrics
 
 
 def draft(principal: Principal = SERVICE, **changes: Any) -> Draft:

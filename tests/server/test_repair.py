@@ -1,5 +1,6 @@
 """How a feed finds back to its channel's true sequence; see the delivery rules 2, 3 and 15 too."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -202,3 +203,51 @@ async def test_an_answer_that_is_overtaken_by_a_fork_is_not_used() -> None:
         assert rig.feed().top == new
         assert len(client.connection.of("reset")) == 1
         assert client.ids() in ([], ["a", "b"])
+
+
+async def test_a_feed_with_too_much_to_send_reads_the_rest_when_that_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What other nodes publish waits for nobody: more than can be sent piled up without a bound."""
+    monkeypatch.setattr("server.fanout._MOST_BYTES", 400_000)
+    async with open_delivery_rig(ChannelRule(match=">", history_size=1_000)) as rig:
+        clients = [rig.session() for _ in range(150)]
+        for client in clients:
+            await client.subscribe()
+        # Of a flush that gives way, the rest takes part in later turns: meanwhile all is pending.
+        clients[0].connection.on_send = lambda: time.sleep(0.006)
+        feed, data = rig.feed(), b'"%s"' % (b"x" * 3_000)
+        ids: list[str] = []
+        held = 0
+        while not feed.fanout.full:
+            ids += (batch := [f"e{len(ids) + n}" for n in range(50)])
+            await rig.publish(*batch, data=data, hurry=False)
+            assert feed.fanout._bytes < 1_000_000
+        for _ in range(3):
+            ids += (batch := [f"e{len(ids) + n}" for n in range(50)])
+            await rig.publish(*batch, data=data, hurry=False)
+            held += feed.state is State.REPAIRING
+        assert held == 3
+        await rig.live()
+        assert all(client.ids() == ids for client in clients)
+        assert rig.node.metrics.resets == 0
+
+
+async def test_publishers_wait_for_a_feed_that_has_much_to_send() -> None:
+    """A session that publishes as fast as it can was served at once, and all of it piled up."""
+    async with open_delivery_rig() as rig:
+        clients = [rig.session() for _ in range(150)]
+        for client in clients:
+            await client.subscribe()
+        clients[0].connection.on_send = lambda: time.sleep(0.006)
+        data = "x" * 20_000
+        most = 0
+        for number in range(100):
+            clients[1].say("publish", channel=CHANNEL, data=data, id=f"e{number}", echo=True)
+        while len(clients[1].connection.of("published")) < 100:
+            most = max(most, rig.feed().fanout._bytes)
+            await turns(1)
+        assert 0 < most < 600_000
+        assert rig.node.metrics.publishes_slowed > 0
+        await rig.live()
+        assert all(client.ids() == [f"e{n}" for n in range(100)] for client in clients)

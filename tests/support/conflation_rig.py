@@ -20,6 +20,7 @@ from delivery_rig import (
     run,
 )
 from pubsub.position import Position, start
+from server.fanout import Turn
 from server.feed import Feed
 from server.subscription import Subscription
 
@@ -80,9 +81,8 @@ class Bench:
     number: int = 0
 
     def __post_init__(self) -> None:
-        self.feed = Feed(
-            CHANNEL, as_loop(self.loop), self.rig.node.metrics, 10, lambda _: None, self.rules
-        )
+        turn = Turn(as_loop(self.loop))
+        self.feed = Feed(CHANNEL, turn, self.rig.node.metrics, 10, lambda _: None, self.rules)
         self.at = start(EPOCH)
         self.feed.open(self.at)
 
@@ -116,6 +116,11 @@ class Bench:
         """Let all flushes end, in no time."""
         while not self.feed.fanout.hurry():
             self.loop.turn()
+
+    def timers(self) -> int:
+        """How many calls are due later than in this turn."""
+        self.loop.turn()
+        return self.loop.waiting()
 
     def publish(self, count: int = 1, exclude: Sequence[str | None] = ()) -> None:
         self.come(count, exclude)
