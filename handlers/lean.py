@@ -180,6 +180,9 @@ class LeanConnection:
             self._context.loop.remove_writer(sock)
             if self._closing:
                 self._finish()
+        if self.unsent <= self._context.low_bytes and self.peer is not None and not self._closing:
+            # Before a replay goes on, which would fill what room there is.
+            self.peer.on_room()
         if self._waiter is not None and self.unsent <= self._context.low_bytes:
             self._wake(True)
 

@@ -43,9 +43,9 @@ class WebSocketWire:
         self.label = codec.name
         self._frame = binary_frame if codec.binary else text_frame
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         """Return the frame of an event."""
-        return self._frame(self.codec.event(event))
+        return self._frame(self.codec.event(event, skipped))
 
     def message(self, message: Message) -> bytes:
         """Return the frame of any other message."""

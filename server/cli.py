@@ -193,7 +193,7 @@ def _tail(args: argparse.Namespace) -> int:
     from server.cli_tail import Tail
 
     target, credential = _server(args)
-    following = Following(args.channels, args.since, args.rewind)
+    following = Following(args.channels, args.since, args.rewind, args.max_rate)
     return Tail(target, credential, following, count=args.count, as_json=args.json).run()
 
 

@@ -10,6 +10,9 @@ from server import cli_bench_flags
 _MOST: Final = 100_000
 _SHORTEST_S: Final = 0.1
 _LONGEST_S: Final = 3600.0
+# As in server/protocol.py, which takes long to import.
+_LOWEST_HZ: Final = 0.01
+_HIGHEST_HZ: Final = 1_000
 
 _BROKER_HELP: Final = (
     "address of the broker; others on this machine can see a password in it: GALECAST_BROKER_URL "
@@ -329,6 +332,12 @@ def _tail(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rewind", type=_whole, metavar="N", help="begin with the last N events of each channel"
     )
+    parser.add_argument(
+        "--max-rate",
+        type=_rate_hz,
+        metavar="HZ",
+        help="at most so many events of each channel a second, the newest ones",
+    )
     parser.add_argument("--count", type=_whole, metavar="N", help="end after N events")
     _client(parser)
     _json(parser)
@@ -357,6 +366,17 @@ def _interval_s(text: str) -> float:
         value = 0.0
     if not _SHORTEST_S <= value <= _LONGEST_S:
         allowed = f"seconds from {_SHORTEST_S:g} to {_LONGEST_S:g}"
+        raise argparse.ArgumentTypeError(f"{text}: {allowed}")
+    return value
+
+
+def _rate_hz(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not _LOWEST_HZ <= value <= _HIGHEST_HZ:
+        allowed = f"a number from {_LOWEST_HZ} to {_HIGHEST_HZ}"
         raise argparse.ArgumentTypeError(f"{text}: {allowed}")
     return value
 

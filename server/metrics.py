@@ -80,6 +80,7 @@ SCHEDULES_NOW: Final = {
 # Gauges that others know: what `bind` takes, with their help.
 _BOUND: Final = {
     "channels": "Channels with a feed on this node.",
+    "events_held": "Subscriptions that are owed an event, for their rate or until they read.",
     "subscriptions": "Subscriptions of all sessions.",
 }
 
@@ -119,6 +120,7 @@ class Metrics:
         "bytes_in",
         "bytes_out",
         "delivery_seconds",
+        "events_conflated",
         "events_duplicate",
         "events_in",
         "events_out",
@@ -136,6 +138,7 @@ class Metrics:
         self.events_in = 0
         self.events_duplicate = 0
         self.events_out = 0
+        self.events_conflated = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.unsent_bytes = 0
@@ -296,6 +299,7 @@ class Metrics:
             ("events_in", "Events published and accepted.", self.events_in),
             ("events_duplicate", "Publishes whose id was known.", self.events_duplicate),
             ("events_out", "Events handed to sessions.", self.events_out),
+            ("events_conflated", "Events left out for newer ones.", self.events_conflated),
             ("events_replayed", "Events replayed to resuming sessions.", self.replayed),
             (
                 "publishes_slowed",
