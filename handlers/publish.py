@@ -20,7 +20,7 @@ from handlers.media import CLOUDEVENT, CLOUDEVENTS, JSON, check_encoding, media_
 from handlers.models import PublishRequest, PublishResults
 from pubsub.event import Draft
 from server.commands import channel_name
-from server.errors import Refused, TooLarge, UnsupportedMediaType
+from server.errors import Refused, UnsupportedMediaType
 from server.principal import Principal
 from server.scheduling import Scheduled
 
@@ -50,18 +50,30 @@ class PublishHandler(BaseHandler):
             await self._publish_one(principal, event, key)
         elif kind == JSON:
             if body.lstrip(_BLANKS)[:1] == b"[":
-                await self._publish_all(principal, read_events(body), key)
+                await self._publish_all(principal, read_events(body, self._most), key)
             else:
                 await self._publish_one(principal, read_event(body), key)
         elif kind == CLOUDEVENT:
             event = read_structured(body, channel)
             await self._publish_one(principal, event, key)
         elif kind == CLOUDEVENTS:
-            await self._publish_all(principal, read_batch(body, channel), key)
+            await self._publish_all(principal, await self._batch(body, channel), key)
         else:
             raise UnsupportedMediaType(
                 "events are read as application/json, application/x-ndjson or CloudEvents in JSON"
             )
+
+    @property
+    def _most(self) -> int:
+        return self.node.settings.limits.batch_events
+
+    async def _batch(self, body: bytes, channel: str | None) -> list[PublishRequest]:
+        requests = []
+        for place, request in enumerate(read_batch(body, channel, self._most)):
+            if place and place % _PIECE == 0:
+                await asyncio.sleep(0)
+            requests.append(request)
+        return requests
 
     async def _publish_one(
         self, principal: Principal, request: PublishRequest, key: str | None
@@ -80,9 +92,6 @@ class PublishHandler(BaseHandler):
     ) -> None:
         """Publish all if all are valid; a broker that fails on the way is told for each event."""
         node = self.node
-        most = node.settings.limits.batch_events
-        if len(requests) > most:
-            raise TooLarge(f"more than {most} events", reason="limits.batch_events")
         events: list[Draft] = []
         times: dict[int, int] = {}
         for place, request in enumerate(requests):
