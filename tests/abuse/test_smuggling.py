@@ -29,6 +29,8 @@ SETTINGS: Final = f"""
 trusted_proxies = ["127.0.0.1"]
 [http]
 body_timeout_s = 30.0
+[drain]
+delay_s = 0.0
 [[channels]]
 match = ">"
 [[keys]]
