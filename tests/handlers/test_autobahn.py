@@ -28,8 +28,8 @@ def test_case(case: Case) -> None:
         assert reader.held_bytes == 0 and not reader.midway
 
 
-# How many cases the suite has in each group; of 9, those whose sizes are taken here. 12 and 13, which
-# are about compression, are in `test_autobahn_live.py`; 8 and 11 it has not.
+# How many cases the suite has in each group; of 9, those whose sizes are taken here. 12 and 13,
+# which are about compression, are in `test_autobahn_live.py`; 8 and 11 it has not.
 SUITE = {
     **{"1.1": 8, "1.2": 8, "2": 11, "3": 7, "4.1": 5, "4.2": 5, "5": 20},
     **{"6.1": 3, "6.2": 4, "6.3": 2, "6.4": 4, "6.5": 5, "6.6": 11, "6.7": 4, "6.8": 2},
