@@ -47,7 +47,7 @@ def check(principal: Principal) -> None:
     assert principal.kind in ("user", "anonymous")
     if principal.kind == "user":
         assert principal.user and principal.user.isprintable()
-        assert principal.expires_at is not None and principal.expires_at > NOW - 60
+        assert principal.expires_at is not None
     for name, actions in principal.grants.source:
         Pattern(name)
         assert {*actions} <= {"subscribe", "publish", "presence", "history"}
@@ -62,7 +62,9 @@ def credentials(data: bytes) -> None:
     with suppress(*REFUSALS):
         check(AUTH.bearer(text))
     with suppress(*REFUSALS):
-        check(AUTH.token(signed(data, SECRET.encode(), "JWT")))
+        principal = AUTH.token(signed(data, SECRET.encode(), "JWT"))
+        check(principal)
+        assert principal.expires_at is not None and principal.expires_at > NOW - 60
 
 
 @target
@@ -72,11 +74,16 @@ def ticket(data: bytes) -> None:
     key = AUTH.tickets._signing_key
     for text in (first, signed(first.encode("latin-1"), key, "galecast-ticket+jwt")):
         for last_id in (None, last, f"{PROOF}.{last}"):
-            with suppress(*REFUSALS):
+            try:
                 found = AUTH.redeem(text, last_id)
-                check(found.principal)
-                again = AUTH.redeem(AUTH.ticket(found.principal), None)
-                assert again.principal == found.principal
+            except REFUSALS:
+                continue
+            check(found.principal)
+            ends = found.principal.expires_at
+            if ends is not None and ends <= NOW:
+                # Signed by somebody who has the key and is at odds with himself.
+                continue
+            assert AUTH.redeem(AUTH.ticket(found.principal), None).principal == found.principal
 
 
 @target

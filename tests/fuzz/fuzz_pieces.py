@@ -32,7 +32,7 @@ def read_frames(parts: Iterator[bytes], limits: FrameLimits) -> tuple[list[Any],
 @target
 def frames(data: bytes) -> None:
     """However bytes are cut, the same frames are read, and they read back as they are built."""
-    sizes, _, stream = data.partition(b"\0")
+    sizes, _, stream = data[:600].partition(b"\0")
     for limits in (FrameLimits(1 << 16), FrameLimits(200, fragments=3)):
         whole = read_frames(iter((stream,)), limits)
         assert read_frames(pieces(stream, b""), limits) == whole

@@ -2,8 +2,8 @@
 
 Each target runs in a process of its own, for so many seconds, from the committed inputs and from
 what earlier runs found (`.fuzz/`). An input that breaks a promise is printed: make it a test beside
-those of the module that broke it. `--shrink` chooses the inputs that are committed:
-those that reach something that shorter ones do not.
+those of the module that broke it. `--keep` adds to the committed inputs those
+that reach something new.
 
 Needs atheris, which has wheels for Linux on x86-64.
 """
@@ -112,9 +112,11 @@ def run(name: str, seconds: int, folder: Path) -> str | None:
         return "\n".join([done.stdout + done.stderr[-3_000:], "the input:", *culprits])
 
 
-def shrink(name: str, folder: Path) -> None:
-    """Keep of all inputs, the short ones first, those that reach what none before them reached."""
-    function, reached, kept = load(name), set[Step](), []
+def keep(name: str, folder: Path) -> None:
+    """Add to the committed inputs, the short ones first, those that reach what none before did."""
+    function, reached, kept = load(name), set[Step](), inputs(name)
+    for data in kept:
+        reached |= steps_of(function, data)
     found = {path.read_bytes() for path in folder.iterdir()}
     for data in sorted(found, key=lambda data: (len(data), data)):
         steps = steps_of(function, data)
@@ -159,7 +161,7 @@ def main() -> int:
         "--target", choices=[*names(), ALL], help="this one only; all: in turn, as one"
     )
     parser.add_argument("--found", type=Path, default=_ROOT / ".fuzz", help="what runs leave here")
-    parser.add_argument("--shrink", action="store_true", help="write the committed inputs anew")
+    parser.add_argument("--keep", action="store_true", help="add to the committed inputs")
     given = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         print("There is no atheris for this Python or this machine.", file=sys.stderr)
@@ -171,8 +173,8 @@ def main() -> int:
         if problem is not None:
             failed = 1
             print(problem)
-        elif given.shrink and name != ALL:
-            shrink(name, given.found / name)
+        elif given.keep and name != ALL:
+            keep(name, given.found / name)
     return failed
 
 

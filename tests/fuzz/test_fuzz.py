@@ -11,8 +11,10 @@ import pytest
 
 import fuzz_credentials
 import fuzz_pieces
+import fuzz_targets
 from fuzz_corpus import FOLDER, MOST_BYTES, inputs
 from fuzz_targets import TARGETS
+from pubsub.errors import JunkReceived
 
 # What is imported has put its targets among the others.
 MODULES = (fuzz_credentials, fuzz_pieces)
@@ -55,12 +57,26 @@ if importlib.util.find_spec("atheris") is not None:
         assert found is not None and int(found[2]) >= sum(len(inputs(name)) for name in TARGETS)
 
 
-def test_a_broken_promise_shows() -> None:
-    def broken(data: bytes) -> None:
-        """What `json_value` would be if all was taken."""
-        TARGETS["json_value"](data)
-        assert data != b"1e999"
+def takes_all(text: bytes, *, depth: int) -> bytes:
+    """What `check_json` would be if it looked at nothing."""
+    return text
 
-    with pytest.raises(AssertionError):
-        for data in inputs("json_value"):
-            broken(data)
+
+@pytest.mark.parametrize(
+    ("name", "function", "broken"),
+    [
+        ("json_value", "check_json", takes_all),
+        ("msgpack_command", "equal", lambda *_: False),
+        ("envelope", "pack_draft", lambda _: b""),
+        ("envelope", "pack_stored", lambda _: b""),
+        ("control", "pack_message", lambda _: b""),
+    ],
+)
+def test_a_broken_promise_shows(
+    name: str, function: str, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed inputs reach far enough that it is seen."""
+    monkeypatch.setattr(fuzz_targets, function, broken)
+    with pytest.raises((AssertionError, JunkReceived)):
+        for data in inputs(name):
+            TARGETS[name](data)

@@ -200,7 +200,7 @@ def test_a_ticket_of_another_version(changes: dict[str, Any], said: str) -> None
     """While versions are mixed, one with a grant that a node did not know was an internal error."""
     auth = node()
     ticket = auth.ticket(auth.token(auth.mint("u7", GRANTS)))
-    head, payload, _signature = ticket.split(".")
+    _head, payload, _signature = ticket.split(".")
     claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     claims["principal"] |= changes
     text = json.dumps(claims).encode()
