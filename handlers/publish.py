@@ -23,7 +23,7 @@ from handlers.media import CLOUDEVENT, CLOUDEVENTS, JSON, check_encoding, media_
 from handlers.models import PublishRequest, PublishResults
 from pubsub.event import Draft
 from server.commands import channel_name
-from server.errors import Refused, TooLarge, UnsupportedMediaType
+from server.errors import Refused, UnsupportedMediaType
 from server.principal import Principal
 from server.scheduling import Scheduled
 
@@ -44,22 +44,33 @@ async def publish(exchange: Exchange, body: bytes) -> tuple[int, msgspec.Struct]
     if channel is not None:
         channel_name(channel)
     check_encoding(field(headers, "Content-Encoding"))
+    most = exchange.node.settings.limits.batch_events
     kind = media_type(exchange.content_type)
     if is_binary(headers):
         event = read_binary(headers, kind, exchange.content_type, body, channel)
         return await _publish_one(exchange, principal, event, key)
     if kind == JSON:
         if body.lstrip(_BLANKS)[:1] == b"[":
-            return await _publish_all(exchange, principal, read_events(body), key)
+            return await _publish_all(exchange, principal, read_events(body, most), key)
         return await _publish_one(exchange, principal, read_event(body), key)
     if kind == CLOUDEVENT:
         event = read_structured(body, channel)
         return await _publish_one(exchange, principal, event, key)
     if kind == CLOUDEVENTS:
-        return await _publish_all(exchange, principal, read_batch(body, channel), key)
+        requests = await _batch(body, channel, most)
+        return await _publish_all(exchange, principal, requests, key)
     raise UnsupportedMediaType(
         "events are read as application/json, application/x-ndjson or CloudEvents in JSON"
     )
+
+
+async def _batch(body: bytes, channel: str | None, most: int) -> list[PublishRequest]:
+    requests = []
+    for place, request in enumerate(read_batch(body, channel, most)):
+        if place and place % _PIECE == 0:
+            await asyncio.sleep(0)
+        requests.append(request)
+    return requests
 
 
 async def _publish_one(
@@ -80,9 +91,6 @@ async def _publish_all(
 ) -> tuple[int, PublishResults]:
     """Publish all if all are valid; a broker that fails on the way is told for each event."""
     node = exchange.node
-    most = node.settings.limits.batch_events
-    if len(requests) > most:
-        raise TooLarge(f"more than {most} events", reason="limits.batch_events")
     events: list[Draft] = []
     allowed: set[str] = set()
     times: dict[int, int] = {}
