@@ -14,6 +14,7 @@ from config.patterns import Pattern, PatternMap
 
 Action = Literal["subscribe", "publish", "presence", "history"]
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
+SLOW: Final = ("disconnect", "conflate")
 
 
 def check_match(text: str) -> str:
@@ -22,9 +23,7 @@ def check_match(text: str) -> str:
 
 
 def _check_slow(value: str) -> str:
-    if value == "conflate":
-        raise ValueError('"conflate" is not available in this version')
-    if value != "disconnect":
+    if value not in SLOW:
         raise ValueError("unknown policy")
     return value
 
@@ -96,9 +95,10 @@ class ChannelRule(msgspec.Struct, frozen=True, kw_only=True):
         str,
         says(
             "What to do with a session that does not keep up. `disconnect`: close it; it comes "
-            "back and resumes, nothing is lost.",
+            "back and resumes, nothing is lost. `conflate`: leave out events of the channel until "
+            "it reads on, and give it the newest then.",
             check=_check_slow,
-            allowed='"disconnect"',
+            allowed='"disconnect" or "conflate"',
         ),
     ] = "disconnect"
     grant: Annotated[
@@ -121,15 +121,17 @@ def _with_pattern(rule: ChannelRule) -> tuple[Pattern, ChannelRule]:
 class ChannelRules:
     """The rules in force; one object, shared by everything that asks.
 
-    `replace` changes the rules in place, so that a reload is seen everywhere at once.
+    `replace` changes the rules in place, so that a reload is seen everywhere at once. `revision`
+    grows with each change.
     """
 
-    __slots__ = ("_default", "_map", "_rules")
+    __slots__ = ("_default", "_map", "_rules", "revision")
 
     def __init__(
         self, rules: Iterable[ChannelRule] = (), default: ChannelRule = DEFAULT_RULE
     ) -> None:
         self._default = _with_pattern(default)
+        self.revision = 0
         self.replace(rules)
 
     def replace(self, rules: Iterable[ChannelRule], default: ChannelRule | None = None) -> None:
@@ -143,6 +145,7 @@ class ChannelRules:
         self._map = PatternMap([(pair[0], pair) for pair in pairs], fallback)
         self._default = fallback
         self._rules = kept
+        self.revision += 1
 
     @property
     def rules(self) -> tuple[ChannelRule, ...]:

@@ -299,7 +299,13 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 60.0
     send_timeout_s: Annotated[
         float,
-        says("A peer that takes no byte for this long is cut off.", unit="s", low=0.05, high=3_600),
+        says(
+            "A peer that takes no byte for this long is cut off; also one that takes nothing of "
+            "an answer over HTTP.",
+            unit="s",
+            low=0.05,
+            high=3_600,
+        ),
     ] = 30.0
     close_timeout_s: Annotated[
         float,

@@ -2,20 +2,26 @@
 
 import asyncio
 import errno
+import fcntl
 import logging
 import resource
 import socket
+import struct
+import sys
+import termios
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from math import inf
 from typing import Final
 
-from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from handlers.address import Networks, networks
+from handlers.http_server import HttpServer
 from server.limits import countable
 from server.node import Node
+from server.timetable import Entry
 
 _log = logging.getLogger(__name__)
 
@@ -26,22 +32,94 @@ _ALL: Final = 65_536
 # What the process needs beside connections: logs, clients of its own, sockets that are closing.
 RESERVE: Final = 64
 _PAUSE_S: Final = 0.25
+# SO_LINGER on, for no time.
+_AT_ONCE_GONE: Final = struct.pack("ii", 1, 0)
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class CountedStream(IOStream):
-    """A stream that says when its socket is closed, also when a live session keeps a duplicate."""
+    """A stream that says when its socket is closed, also when a live session keeps a duplicate.
 
-    def __init__(self, connection: socket.socket, on_closed: Callable[[], None]) -> None:
+    A peer that takes no byte of its answer for `session.send_timeout_s` is cut off.
+    """
+
+    def __init__(
+        self, connection: socket.socket, node: Node, on_closed: Callable[[], None]
+    ) -> None:
+        self._node = node
         self._on_closed: Callable[[], None] | None = on_closed
+        self._written = 0
+        self._taken = 0
+        self._deadline: Entry | None = None
         super().__init__(connection)
+        self._done = Future[None]()
+        self._done.set_result(None)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def write(self, data: bytes | memoryview) -> "Future[None]":
+        """Write as IOStream does, but for what the kernel takes at once: that needs no queue.
+
+        Whether the peer takes the rest is watched.
+        """
+        if data and isinstance(data, bytes) and not self.closed() and not self.writing():
+            try:
+                sent = self.write_to_fd(memoryview(data))
+            except OSError:
+                # Not ready, or broken: there it is found again, and told as it should be.
+                sent = 0
+            if sent == len(data):
+                return self._done
+            data = memoryview(data)[sent:]
+        written = super().write(data)
+        if self._deadline is None and self.writing():
+            self._watch()
+        return written
+
+    def set_nodelay(self, value: bool) -> None:
+        """Keep the flag as it was set when the connection came.
+
+        Tornado sets and clears it for each response, which is two calls of the kernel; every
+        response is written as a whole, so nothing is gained by holding back small writes between.
+        """
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """Write what the kernel takes."""
+        size = super().write_to_fd(data)
+        self._written += size
+        return size
 
     def close_fd(self) -> None:
         """Close the socket."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         super().close_fd()
         told, self._on_closed = self._on_closed, None
         if told is not None:
             told()
+
+    def _watch(self) -> None:
+        self._taken = self._count_taken()
+        after_s = self._node.settings.session.send_timeout_s
+        self._deadline = self._node.timetable.call_in(after_s, self._check_progress)
+
+    def _check_progress(self) -> None:
+        self._deadline = None
+        if not self.writing():
+            return
+        if self._count_taken() > self._taken:
+            self._watch()
+            return
+        self._node.metrics.refused("send_timeout_s")
+        # With a reset: the kernel would keep for minutes what nobody takes.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE_GONE)
+        self.close()
+
+    def _count_taken(self) -> int:
+        """Return how many bytes the peer took; the kernel has room anew only in large steps."""
+        waiting = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
+        return self._written - int.from_bytes(waiting, sys.byteorder)
 
 
 class Acceptor:
@@ -56,7 +134,7 @@ class Acceptor:
         self,
         loop: asyncio.AbstractEventLoop,
         node: Node,
-        server: HTTPServer,
+        server: HttpServer,
         sockets: Sequence[socket.socket],
         *,
         reserve: int = RESERVE,
@@ -116,7 +194,7 @@ class Acceptor:
             return
         self.connections += 1
         self._addresses[host] = self._addresses.get(host, 0) + 1
-        stream = CountedStream(connection, lambda: self._on_closed(host))
+        stream = CountedStream(connection, self._node, lambda: self._on_closed(host))
         self._server.handle_stream(stream, address)
 
     def _refusal(self, host: str) -> str:

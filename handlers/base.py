@@ -1,29 +1,22 @@
-"""How do bytes come in and go out? This file: what every HTTP request has in common."""
+"""How do bytes come in and go out? This file: requests that a handler of Tornado's serves."""
 
-import logging
 import re
-import secrets
-import time
-from contextlib import suppress
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
 import msgspec
 from tornado.web import HTTPError, RequestHandler
 
-from handlers.address import client_address, networks
-from handlers.cors import origin_headers, preflight_headers, require_loopback, require_origin
-from handlers.problem import PROBLEM_TYPE, ProblemError
-from server.errors import BadRequest, Refused, Unauthorized
+from handlers.cors import preflight_headers
+from handlers.exchange import Exchange
+from handlers.problem import PROBLEM_TYPE, Header, ProblemError
+from server.errors import BadRequest
 from server.node import Node
 from server.principal import Principal
 
 __all__ = ["BaseHandler", "ProblemError"]
 
-_log: Final = logging.getLogger(__name__)
-_access: Final = logging.getLogger("galecast.access")
-
-_is_request_id: Final = re.compile(r"[A-Za-z0-9._-]{1,128}").fullmatch
 _is_count: Final = re.compile(r"[1-9][0-9]{0,8}").fullmatch
 _is_time: Final = re.compile(r"[0-9]{1,15}").fullmatch
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -31,11 +24,6 @@ _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _CLIENT_GONE: Final = 499
 
 _encode: Final = msgspec.json.Encoder().encode
-
-
-def request_id(given: str | None) -> str:
-    """Return the id that the client gave its request, if it may be one, else a new one."""
-    return given if given is not None and _is_request_id(given) else secrets.token_hex(8)
 
 
 def read_time(text: str, name: str) -> int:
@@ -46,7 +34,7 @@ def read_time(text: str, name: str) -> int:
 
 
 class BaseHandler(RequestHandler):
-    """One request: its id, whom it acts for, and how its end is told and counted.
+    """One request, served by Tornado's machinery.
 
     Refusals are raised as `Refused` (or ProblemError) and answered as problem documents; anything
     else that is raised is answered by a fixed phrase and logged with the request's id. `route` is
@@ -56,30 +44,20 @@ class BaseHandler(RequestHandler):
     route: ClassVar[str] = "other"
 
     node: Node
-    principal: Principal | None = None
-    request_id: str = ""
+    exchange: Exchange
 
     def initialize(self, node: Node) -> None:
         """Take what all handlers of a node share, and count the request in."""
         self.node = node
-        self._began = time.perf_counter()
-        self._in_flight = True
-        node.lifecycle.request_began()
-        headers = self.request.headers
-        self.request_id = request_id(headers.get("X-Request-Id"))
-        self.content_type: str | None = None
-        if "Content-Type" in headers:
+        self.exchange = Exchange(node, self.settings["callers"], self.request, self.route)
+        if self.exchange.content_type is not None:
             # Taken away from Tornado, which would parse forms before anybody is asked who he is.
-            self.content_type = headers.pop("Content-Type")
+            del self.request.headers["Content-Type"]
         self._set_headers()
 
     def prepare(self) -> None:
         """Refuse requests of foreign web pages."""
-        if self.node.settings.dev:
-            require_loopback(self.request.host)
-        origin = self.request.headers.get("Origin")
-        if origin is not None:
-            require_origin(origin, self._origins)
+        self.exchange.require_page()
 
     # ---- methods
 
@@ -111,73 +89,32 @@ class BaseHandler(RequestHandler):
             for name, value in preflight_headers(methods):
                 self.set_header(name, value)
 
-    # ---- who asks
+    # ---- who asks, and what (see Exchange)
 
-    def authenticate(self, *, anonymous: bool = False) -> Principal:
-        """Return whom the request acts for, and count it; raises Refused.
+    @property
+    def request_id(self) -> str:
+        """The id of the request, given or made."""
+        return self.exchange.request_id
 
-        The bearer is all that counts: no cookie is ever read, so that a foreign page cannot make a
-        browser act for its user. With `anonymous` a request without one acts for the anonymous
-        principal, where the settings let it in; credentials that are not valid never do.
-        """
-        header = self.request.headers.get("Authorization")
-        if header is not None:
-            return self._admit(self.node.auth.bearer(header))
-        if anonymous:
-            with suppress(Unauthorized):
-                return self._admit(self.node.auth.anonymous())
-        raise Unauthorized("Authorization is missing: Bearer, a space, an API key or a token")
-
-    def _admit(self, principal: Principal) -> Principal:
-        """Count the request against its API key, user or address; raises RateLimited."""
-        self.principal = principal
-        rates, now = self.node.rates, time.monotonic()
-        if principal.key is not None:
-            rates.request(principal.key, now)
-        elif principal.user is not None:
-            rates.user_request(principal.user, now)
-        else:
-            rates.address_request(self.client_address, now)
-        self._set_quota(principal)
-        return principal
-
-    def pay_publish(self, principal: Principal, count: int = 1) -> None:
-        """Count events to be published; raises RateLimited, and then none is counted."""
-        rates, now = self.node.rates, time.monotonic()
-        if principal.key is not None:
-            rates.publish(principal.key, now, count)
-        elif principal.user is not None:
-            rates.user_publish(principal.user, now, count)
-        else:
-            rates.address_publish(self.client_address, now, count)
+    @property
+    def content_type(self) -> str | None:
+        """What the request says that its body is."""
+        return self.exchange.content_type
 
     @property
     def client_address(self) -> str:
         """The address of the client, seen through trusted proxies."""
-        trusted = self.settings.get("trusted_networks")
-        if trusted is None:
-            trusted = networks(self.node.settings.trusted_proxies)
-            self.settings["trusted_networks"] = trusted
-        forwarded = self.request.headers.get_list("X-Forwarded-For") if trusted else ()
-        return client_address(self.request.remote_ip or "", forwarded, trusted)
+        return self.exchange.client_address
 
-    # ---- what is asked
+    def authenticate(self, *, anonymous: bool = False) -> Principal:
+        """Return whom the request acts for, and count it; raises Refused."""
+        principal = self.exchange.authenticate(anonymous=anonymous)
+        self.add_headers(self.exchange.quota)
+        return principal
 
     def parameter(self, name: str) -> str | None:
-        """Return a parameter of the query as it is, None if it is not there; raises BadRequest.
-
-        Tornado's own accessors strip blanks and replace control characters, and so would turn some
-        invalid names into valid ones.
-        """
-        values = self.request.query_arguments.get(name)
-        if values is None:
-            return None
-        if len(values) > 1:
-            raise BadRequest(f"{name} is given more than once")
-        try:
-            return values[0].decode()
-        except UnicodeDecodeError:
-            raise BadRequest(f"{name} is not valid UTF-8") from None
+        """Return a parameter of the query as it is, None if it is not there; raises BadRequest."""
+        return self.exchange.parameter(name)
 
     def count(self, name: str, default: int, most: int) -> int:
         """Return a parameter that counts, cut to `most`; raises BadRequest."""
@@ -204,55 +141,26 @@ class BaseHandler(RequestHandler):
     def compute_etag(self) -> None:
         """No ETag: answers are not to be stored."""
 
-    def cors_headers(self) -> list[tuple[str, str]]:
-        """Return the headers that let an allowed page read the answer."""
-        return origin_headers(self.request.headers.get("Origin"), self._origins)
-
-    @property
-    def _origins(self) -> frozenset[str]:
-        known: frozenset[str] | None = self.settings.get("allowed_origins")
-        if known is None:
-            known = self.settings["allowed_origins"] = frozenset(self.node.settings.origins)
-        return known
-
     def _set_headers(self) -> None:
         self.clear_header("Server")
-        self.set_header("X-Request-Id", self.request_id)
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "no-store")
-        for name, value in self.cors_headers():
-            self.set_header(name, value)
-        if self.node.lifecycle.draining:
-            self.set_header("Connection", "close")
+        self.add_headers(self.exchange.headers())
 
-    def _set_quota(self, principal: Principal) -> None:
-        rates = self.node.rates
-        if principal.key is not None:
-            bucket = rates.requests(principal.key)
-        elif principal.user is not None:
-            bucket = rates.user_requests(principal.user)
-        else:
-            bucket = rates.address_requests(self.client_address)
-        quota = bucket.quota(time.monotonic())
-        if quota is not None:
-            self.set_header("RateLimit-Limit", str(quota.limit))
-            self.set_header("RateLimit-Remaining", str(quota.remaining))
-            self.set_header("RateLimit-Reset", str(quota.reset_s))
+    def add_headers(self, headers: Iterable[Header]) -> None:
+        """Set headers of the answer."""
+        for name, value in headers:
+            self.set_header(name, value)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer a failure with a problem document."""
         exc_info = kwargs.get("exc_info")
         allow = ", ".join(self.methods())
         problem = ProblemError.of(exc_info[1] if exc_info else None, status_code, allow)
+        headers, body = self.exchange.refuse(problem)
         self._set_headers()
-        if self.principal is not None:
-            self._set_quota(self.principal)
-        self.set_status(problem.status)
-        for name, value in problem.headers:
-            self.set_header(name, value)
+        self.add_headers(headers)
         self.set_header("Content-Type", PROBLEM_TYPE)
-        self.node.metrics.refused(problem.reason)
-        self.finish(problem.body(self.request_id))
+        self.set_status(problem.status)
+        self.finish(body)
 
     def log_exception(
         self,
@@ -260,52 +168,22 @@ class BaseHandler(RequestHandler):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Log what nobody expected; refusals are told to the client and counted."""
-        if not isinstance(value, HTTPError | Refused | ProblemError):
-            info = None if typ is None or value is None else (typ, value, tb)
-            _log.error(
-                "request failed",
-                exc_info=info,
-                extra={"request": self.request_id, "route": self.route},
-            )
+        """Log what nobody expected."""
+        self.exchange.log_unexpected(value)
 
     # ---- the end
 
     def on_finish(self) -> None:
         """Count the request out."""
-        self._count_out(self.get_status())
+        self.exchange.ended(self.get_status())
 
     def left(self) -> None:
         """Count the request out, since its socket was taken to live on without HTTP."""
-        self._count_out(101 if "Sec-WebSocket-Key" in self.request.headers else 200)
+        self.exchange.ended(101 if "Sec-WebSocket-Key" in self.request.headers else 200)
 
     def gave_up(self) -> None:
         """Count the request out, since its client went away before the end."""
-        self._count_out(_CLIENT_GONE)
-
-    def _count_out(self, status: int) -> None:
-        if not self._in_flight:
-            return
-        self._in_flight = False
-        self.node.lifecycle.request_ended()
-        duration = time.perf_counter() - self._began
-        method = self.request.method or ""
-        self.node.metrics.http_request(method, self.route, status, duration)
-        level = logging.DEBUG if status < 400 else logging.INFO
-        if _access.isEnabledFor(level):
-            _access.log(
-                level,
-                "%s %a %d",
-                method,
-                self.request.path[:255],
-                status,
-                extra={
-                    "request": self.request_id,
-                    "route": self.route,
-                    "address": self.client_address,
-                    "duration_ms": round(duration * 1000, 3),
-                },
-            )
+        self.exchange.ended(_CLIENT_GONE)
 
     def _log(self) -> None:
         """Tornado's own line would show the query, and with it tickets."""

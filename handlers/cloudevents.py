@@ -8,7 +8,7 @@ that a subscriber can put the CloudEvent together again.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from hashlib import sha256
 from typing import Annotated, Final, Protocol
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Meta, Raw
 
-from handlers.drafting import at_place, read
+from handlers.drafting import at_place, check_number, read
 from handlers.media import JSON, is_json
 from handlers.models import PublishRequest
 from server.errors import BadRequest, InvalidData, Refused
@@ -29,6 +29,10 @@ _ID_DIGITS: Final = 40
 _DATA: Final = ("data", "data_base64")
 _IN_PLACE: Final = ("specversion", "type")
 _REQUIRED: Final = ("specversion", "id", "source", "type")
+# Strings by the specification, which a reader may not make out of something else.
+_STRINGS: Final = frozenset({*_REQUIRED, "subject", "time", "datacontenttype", "dataschema"})
+# More than may become tags (`limits.tags`): one event was to hold up all others for a second.
+_MOST_ATTRIBUTES: Final = 1_100
 # Attribute names (section "Naming conventions"); the longest that all must support is 20.
 _is_attribute: Final = re.compile(r"[a-z0-9]{1,64}").fullmatch
 _is_json_string: Final = re.compile(r'"(.*)"', re.DOTALL).fullmatch
@@ -49,6 +53,7 @@ class Headers(Protocol):
 _members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _batch: Final = msgspec.json.Decoder(list[Raw]).decode
 _attribute: Final = msgspec.json.Decoder(Attribute).decode
+_string: Final = msgspec.json.Decoder(str | None).decode
 
 
 def is_binary(headers: Headers) -> bool:
@@ -59,6 +64,8 @@ def is_binary(headers: Headers) -> bool:
 def read_structured(body: bytes, channel: str | None) -> PublishRequest:
     """Return the event in `application/cloudevents+json`; raises BadRequest, InvalidData."""
     members = read(_members, body, "the CloudEvent")
+    if len(members) > _MOST_ATTRIBUTES:
+        raise InvalidData("the CloudEvent has too many attributes", reason="limits.tags")
     attributes = {
         name: text
         for name, raw in members.items()
@@ -71,18 +78,19 @@ def read_structured(body: bytes, channel: str | None) -> PublishRequest:
     return _event(attributes, Raw(b"null") if data is None else data, channel)
 
 
-def read_batch(body: bytes, channel: str | None) -> list[PublishRequest]:
-    """Return the events in `application/cloudevents-batch+json`.
+def read_batch(body: bytes, channel: str | None, most: int) -> Iterator[PublishRequest]:
+    """Yield the events in `application/cloudevents-batch+json`, of which there may be `most`.
 
-    Raises BadRequest or InvalidData, which name the place of what is wrong.
+    Raises TooLarge, and BadRequest or InvalidData, which name the place of what is wrong.
     """
-    events = []
-    for place, raw in enumerate(read(_batch, body, "the batch")):
+    batch = read(_batch, body, "the batch")
+    check_number(len(batch), most)
+    for place, raw in enumerate(batch):
         try:
-            events.append(read_structured(bytes(raw), channel))
+            event = read_structured(bytes(raw), channel)
         except Refused as refused:
             raise at_place(place, refused) from None
-    return events
+        yield event
 
 
 def read_binary(
@@ -144,7 +152,8 @@ def _event(attributes: Mapping[str, str], data: Raw, channel: str | None) -> Pub
 
 def _text(name: str, raw: Raw) -> str | None:
     """Return an attribute of the JSON format as text, in its canonical form; None where null."""
-    value = read(_attribute, bytes(raw), f"the CloudEvent's {name[:32]!a}")
+    decode = _string if name in _STRINGS else _attribute
+    value = read(decode, bytes(raw), f"the CloudEvent's {name[:32]!a}")
     if isinstance(value, bool):
         return "true" if value else "false"
     return None if value is None else str(value)

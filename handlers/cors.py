@@ -5,6 +5,7 @@ No credentials mode: nothing here rests on cookies.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from tornado.httputil import split_host_and_port
@@ -38,9 +39,14 @@ def require_loopback(host: str) -> None:
     Anybody may do anything there. A foreign page whose own name was made to resolve to 127.0.0.1
     (DNS rebinding) sends that name, and no Origin with a GET.
     """
-    name = split_host_and_port(host)[0].strip("[]").lower()
-    if not is_loopback(name):
+    if not _is_this_machine(host):
         raise Forbidden("development mode answers to localhost and 127.0.0.1", reason="origins")
+
+
+# Clients name it with each request, and with few words.
+@lru_cache(maxsize=64)
+def _is_this_machine(host: str) -> bool:
+    return is_loopback(split_host_and_port(host)[0].strip("[]").lower())
 
 
 def origin_headers(origin: str | None, allowed: frozenset[str]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from handlers.models import (
     ErrorItem,
@@ -15,7 +15,7 @@ from handlers.models import (
 )
 from pubsub.event import Draft, Published
 from server.codec import check_tags, checked_data
-from server.errors import BadRequest, Forbidden, InvalidData, Refused
+from server.errors import BadRequest, Forbidden, InvalidData, Refused, TooLarge
 from server.json_text import SURROGATE, explain
 from server.node import Node
 from server.principal import Principal
@@ -29,6 +29,9 @@ Result = PublishResult | ScheduledResult | ErrorResult
 
 _event: Final = msgspec.json.Decoder(PublishRequest).decode
 _events: Final = msgspec.json.Decoder(list[PublishRequest]).decode
+_parts: Final = msgspec.json.Decoder(list[Raw]).decode
+# The bytes of the shortest that is one: {"channel":"a","data":1}
+_LEAST_EVENT: Final = 24
 
 
 def read(decode: Callable[[bytes], T], body: bytes, what: str) -> T:
@@ -50,9 +53,23 @@ def read_event(body: bytes, what: str = "the body") -> PublishRequest:
     return read(_event, body, what)
 
 
-def read_events(body: bytes) -> list[PublishRequest]:
-    """Return the events of an array; raises BadRequest, which names the place of what is wrong."""
-    return read(_events, body, "the body")
+def read_events(body: bytes, most: int) -> list[PublishRequest]:
+    """Return the events of an array, of which there may be `most`.
+
+    Raises TooLarge, and BadRequest, which names the place of what is wrong.
+    """
+    if len(body) > most * _LEAST_EVENT:
+        # Passing over them takes a tenth of reading them.
+        check_number(len(read(_parts, body, "the body")), most)
+    events = read(_events, body, "the body")
+    check_number(len(events), most)
+    return events
+
+
+def check_number(events: int, most: int) -> None:
+    """Return if a batch has no more events than it may; raises TooLarge."""
+    if events > most:
+        raise TooLarge(f"more than {most} events", reason="limits.batch_events")
 
 
 def idempotency_key(header: str | None) -> str | None:
@@ -67,10 +84,16 @@ def idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def draft(node: Node, principal: Principal, request: PublishRequest, event_id: str | None) -> Draft:
+def draft(
+    node: Node,
+    principal: Principal,
+    request: PublishRequest,
+    event_id: str | None,
+    allowed: set[str] | None = None,
+) -> Draft:
     """Return the event, checked; `event_id` stands in for the request's own, if not None.
 
-    Raises Refused.
+    `allowed` is as for `Publishing.draft`. Raises Refused.
     """
     if event_id is not None and request.id is not None:
         raise BadRequest("either Idempotency-Key or id, not both")
@@ -86,6 +109,7 @@ def draft(node: Node, principal: Principal, request: PublishRequest, event_id: s
         tags=request.tags,
         event_id=request.id if event_id is None else event_id,
         exclude=request.exclude,
+        allowed=allowed,
     )
 
 

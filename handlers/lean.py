@@ -105,7 +105,9 @@ class LeanConnection:
         self._started = True
         self._context.metrics.connection_opened(self)
         if self._socket is not None:
-            self._context.loop.add_reader(self._socket, self._on_readable)
+            # By number: asyncio asks for a reader that is not there, and of a socket object the
+            # error would have a text that takes two calls of the kernel.
+            self._context.loop.add_reader(self._socket.fileno(), self._on_readable)
 
     @property
     def over(self) -> bool:
@@ -178,6 +180,9 @@ class LeanConnection:
             self._context.loop.remove_writer(sock)
             if self._closing:
                 self._finish()
+        if self.unsent <= self._context.low_bytes and self.peer is not None and not self._closing:
+            # Before a replay goes on, which would fill what room there is.
+            self.peer.on_room()
         if self._waiter is not None and self.unsent <= self._context.low_bytes:
             self._wake(True)
 

@@ -10,8 +10,8 @@ class LineTooLong(Exception):
 class LineCutter:
     """Cuts what is fed into lines without their ends; empty lines are passed over.
 
-    A line over `limit` bytes takes no more memory than that: its place is taken by LineTooLong,
-    and the lines after it come as usual.
+    A line over `limit` bytes, its end not counted, takes no more memory than that: its place is
+    taken by LineTooLong, and the lines after it come as usual. Blanks around a line are left out.
     """
 
     __slots__ = ("_limit", "_rest", "_skipping")
@@ -33,7 +33,7 @@ class LineCutter:
         if not self._skipping:
             # A piece at a time may come: what waits is only ever as long as one line.
             self._rest += data[start:]
-            if len(self._rest) > self._limit:
+            if len(self._rest.removesuffix(b"\r")) > self._limit:
                 self._rest = b""
                 self._skipping = True
                 yield LineTooLong()
@@ -44,8 +44,8 @@ class LineCutter:
             yield from self._line(b"")
 
     def _line(self, data: bytes) -> Iterator[bytes | LineTooLong]:
-        line, self._rest = (self._rest + data).strip(b" \t\r"), b""
+        line, self._rest = (self._rest + data).removesuffix(b"\r"), b""
         if len(line) > self._limit:
             yield LineTooLong()
-        elif line:
+        elif line := line.strip(b" \t\r"):
             yield line

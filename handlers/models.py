@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from config.rules import Action
-from server.protocol import Count, EventItem, MemberItem
+from server.protocol import Count, EventItem, MemberItem, Rate
 
 ChannelName = Annotated[
     str,
@@ -264,6 +264,7 @@ class UserSubscription(msgspec.Struct, kw_only=True):
     since: Position | None = None
     rewind: Count | None = None
     presence: bool = False
+    max_rate_hz: Rate | None = None
 
 
 class UserSubscribed(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -28,7 +28,6 @@ _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 250
 # A stream is as long as its publisher likes; only its lines are bounded.
 _NO_LIMIT: Final = 1 << 62
-_MONTH_S: Final = 30 * 86_400.0
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -56,7 +55,7 @@ class NdjsonHandler(BaseHandler):
     A line that is refused is answered by its error, and the others go on. A line may have
     `limits.frame_bytes`, like a message over WebSocket. The stream is read as fast as its answers
     are taken. It ends early, after a last error line, when the principal's time is over, when the
-    node drains, or when nothing came for `http.idle_timeout_s`.
+    node drains, or when no line was completed for `http.idle_timeout_s`.
     """
 
     route: ClassVar[str] = "/v1/events"
@@ -65,6 +64,7 @@ class NdjsonHandler(BaseHandler):
         """Check all that can be before the first line; raises Refused."""
         super().prepare()
         self._idle: Entry | None = None
+        self._busy = False
         self._place = 0
         headers = self.request.headers
         principal = self.authenticate(anonymous=True)
@@ -75,7 +75,6 @@ class NdjsonHandler(BaseHandler):
         self._cutter = LineCutter(self.node.settings.limits.frame_bytes)
         connection = self.request.connection
         connection.set_max_body_size(_NO_LIMIT)  # type: ignore[union-attr]
-        connection.set_body_timeout(_MONTH_S)  # type: ignore[union-attr]
         self.set_header("Content-Type", NDJSON)
         # Nginx would hold answers back.
         self.set_header("X-Accel-Buffering", "no")
@@ -83,9 +82,16 @@ class NdjsonHandler(BaseHandler):
 
     async def data_received(self, chunk: bytes) -> None:
         """Publish the lines that are complete; returns when their answers are on their way."""
-        if not self._finished:
+        if self._finished:
+            return
+        # Who sends a line byte by byte gains no time; nor does any pass while answers are made and
+        # taken, over which others watch.
+        complete = b"\n" in chunk
+        if complete:
+            self._unwatch()
+        await self._take(self._cutter.feed(chunk))
+        if complete and not self._finished:
             self._watch()
-            await self._take(self._cutter.feed(chunk))
 
     async def post(self) -> None:
         """Publish the last line, and end the answer."""
@@ -94,6 +100,7 @@ class NdjsonHandler(BaseHandler):
             self.finish()
 
     async def _take(self, lines: Iterator[bytes | LineTooLong]) -> None:
+        self._busy = True
         try:
             while piece := list(islice(lines, _PIECE)):
                 self._check_still()
@@ -108,6 +115,8 @@ class NdjsonHandler(BaseHandler):
         except Exception:
             _log.exception("stream failed", extra={"request": self.request_id})
             self._end_early(Internal("something went wrong"))
+        finally:
+            self._busy = False
 
     async def _publish(self, lines: Iterable[bytes | LineTooLong]) -> None:
         results: list[Result | None] = []
@@ -141,7 +150,7 @@ class NdjsonHandler(BaseHandler):
         request = read_event(line, "the line")
         event = draft(self.node, self._who, request, key)
         at = self.node.scheduling.due(request.deliver_at)
-        self.pay_publish(self._who)
+        self.exchange.pay_publish(self._who)
         return event, at
 
     def _check_still(self) -> None:
@@ -164,14 +173,16 @@ class NdjsonHandler(BaseHandler):
     # ---- the end
 
     def _watch(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
+        self._unwatch()
         after_s = self.node.settings.http.idle_timeout_s
         self._idle = self.node.timetable.call_in(after_s, self._on_idle)
 
     def _on_idle(self) -> None:
         self._idle = None
-        if not self._finished:
+        if self._busy:
+            # Finishing now would lose the answer that is waited for, and with it this request.
+            self._watch()
+        elif not self._finished:
             self.finish()
 
     def on_connection_close(self) -> None:

@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from tornado.routing import PathMatches, Rule
-from tornado.web import Application
 
 from handlers.base import NotFoundHandler
 from handlers.gate import GatedApplication
@@ -50,19 +49,25 @@ def make_admin_routes(node: Node) -> list[Rule]:
     ]
 
 
-def make_application(node: Node, live: Live | None = None) -> Application:
+def make_application(node: Node, live: Live | None = None) -> GatedApplication:
     """Return what serves the main port."""
-    return _application(node, make_routes(node, live))
+    return _application(node, make_routes(node, live), publishing=True)
 
 
-def make_admin_application(node: Node) -> Application:
+def make_admin_application(node: Node) -> GatedApplication:
     """Return what serves the admin port."""
     return _application(node, make_admin_routes(node))
 
 
-def _application(node: Node, rules: Iterable[Rule]) -> Application:
+def _application(
+    node: Node, rules: Iterable[Rule], *, publishing: bool = False
+) -> GatedApplication:
     return GatedApplication(
-        node, rules, default_handler_class=NotFoundHandler, default_handler_args={"node": node}
+        node,
+        rules,
+        publishing=publishing,
+        default_handler_class=NotFoundHandler,
+        default_handler_args={"node": node},
     )
 
 

@@ -4,7 +4,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from tornado.web import HTTPError
 
@@ -15,14 +15,17 @@ from pubsub.event import Event
 from pubsub.position import Position
 from server.closing import Closing
 from server.codec import JSON
-from server.commands import channel_name, check_past
+from server.commands import channel_name, check_past, check_rate
 from server.errors import BadRequest, LimitExceeded, Refused, TokenExpired, Unauthorized
 from server.principal import Principal
 from server.protocol import ClosingMessage, Message, Reset, Subscribed
 from server.stream import StreamSession, Wanted, parse_cursor
 
+N = TypeVar("N", int, float)
+
 _MAX_REWIND: Final = 100_000
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,5}")
+_RATE: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,20})?")
 _COMMENT: Final = b":\n\n"
 
 
@@ -40,9 +43,9 @@ class SseWire:
     def __init__(self, *, individual: bool) -> None:
         self.individual = individual
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         """Return the block of an event."""
-        payload = self.codec.event(event)
+        payload = self.codec.event(event, skipped)
         if self.individual:
             return b"data: %s\n\n" % payload
         return b"id: %s\ndata: %s\n\n" % (str(event.position).encode(), payload)
@@ -126,6 +129,7 @@ class SseHandler(BaseHandler):
         channels = self._channels()
         rewinds = self._each("rewind", channels, _count)
         times = self._each("from", channels, lambda text: read_time(text, "from"))
+        rates = self._each("max_rate_hz", channels, _rate)
         watched = self._watched(channels)
         named = live.check(self)
         last_id = self.request.headers.get("Last-Event-ID") or None
@@ -153,8 +157,10 @@ class SseHandler(BaseHandler):
         if cursor:
             since = parse_cursor(cursor, channels)
         wanted = [
-            Wanted(channel, start, count, time, channel in watched)
-            for channel, start, count, time in zip(channels, since, rewinds, times, strict=True)
+            Wanted(channel, start, count, time, channel in watched, rate)
+            for channel, start, count, time, rate in zip(
+                channels, since, rewinds, times, rates, strict=True
+            )
         ]
         for each in wanted:
             with concerning(each.channel):
@@ -205,16 +211,14 @@ class SseHandler(BaseHandler):
             with concerning(channels[most]):
                 raise LimitExceeded(f"a stream has at most {most} channels", reason=reason)
 
-    def _each(
-        self, name: str, channels: Sequence[str], read: Callable[[str], int]
-    ) -> list[int | None]:
+    def _each(self, name: str, channels: Sequence[str], read: Callable[[str], N]) -> list[N | None]:
         """Return a number for each channel: one for all of them, or one by one."""
         parts = (self.parameter(name) or "").split(",")
         if len(parts) == 1:
             parts *= len(channels)
         if len(parts) != len(channels):
             raise BadRequest(f"{name} is of {len(parts)} channels, the stream has {len(channels)}")
-        numbers: list[int | None] = []
+        numbers: list[N | None] = []
         for channel, part in zip(channels, parts, strict=True):
             with concerning(channel):
                 numbers.append(read(part) if part else None)
@@ -240,7 +244,7 @@ class SseHandler(BaseHandler):
             "X-Content-Type-Options: nosniff",
             f"X-Request-Id: {self.request_id}",
         ]
-        lines += [f"{name}: {value}" for name, value in self.cors_headers()]
+        lines += [f"{name}: {value}" for name, value in self.exchange.cors_headers()]
         return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
@@ -248,3 +252,10 @@ def _count(text: str) -> int:
     if _COUNT.fullmatch(text) is None or int(text) > _MAX_REWIND:
         raise BadRequest(f"rewind is a number from 1 to {_MAX_REWIND}")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    # A text that is no number is refused as one that is out of range.
+    rate = float(text) if _RATE.fullmatch(text) else 0.0
+    check_rate(rate)
+    return rate

@@ -297,6 +297,16 @@ TABLE: Final[tuple[Route, ...]] = (
                         {"type": "string", "pattern": "^([0-9]{1,15})?(,([0-9]{1,15})?)*$"},
                     ),
                     query(
+                        "max_rate_hz",
+                        "At most so many events a second, from 0.01 to 1000, the newest ones; or "
+                        "a number for each channel in their order, joined by commas.",
+                        {
+                            "type": "string",
+                            "pattern": "^([0-9]{1,4}(\\.[0-9]{1,20})?)?"
+                            "(,([0-9]{1,4}(\\.[0-9]{1,20})?)?)*$",
+                        },
+                    ),
+                    query(
                         "presence",
                         "Once for each of the channels whose presence is to be seen.",
                         {"type": "array", "items": NAME},

@@ -9,7 +9,7 @@ from handlers.drafting import read
 from handlers.media import JSON, check_encoding, media_type
 from handlers.models import UserSubscribed, UserSubscription, UserUnsubscribed
 from handlers.sessions import user_name
-from server.commands import channel_name, position, refuse_pattern
+from server.commands import channel_name, check_rate, position, refuse_pattern
 from server.errors import UnsupportedMediaType
 from server.orders import SubscribeUser
 
@@ -27,6 +27,7 @@ class UserSubscriptionHandler(BaseHandler):
         user, channel = _names(user, channel)
         wanted = self._wanted()
         position(wanted.since, "since")
+        check_rate(wanted.max_rate_hz)
         if wanted.presence:
             self.node.commands.require_kept_presence(channel)
         sessions, refused, silent = await self.node.nodes.subscribe_user(
@@ -36,6 +37,7 @@ class UserSubscriptionHandler(BaseHandler):
                 since=wanted.since,
                 rewind=wanted.rewind,
                 presence=wanted.presence,
+                max_rate_hz=wanted.max_rate_hz,
             )
         )
         self.reply(UserSubscribed(sessions=sessions, refused=refused, silent=silent))

@@ -32,9 +32,9 @@ class WebSocketWire:
         self.label = codec.name
         self._frame = binary_frame if codec.binary else text_frame
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         """Return the frame of an event."""
-        return self._frame(self.codec.event(event))
+        return self._frame(self.codec.event(event, skipped))
 
     def message(self, message: Message) -> bytes:
         """Return the frame of any other message."""
@@ -90,12 +90,13 @@ class DeflateWire(WebSocketWire):
         self._kept: dict[int, tuple[Event, bytes]] = {}
         self.kept_bytes = 0
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         """Return the frame of an event, compressed where that makes it smaller."""
-        kept = self._kept.get(id(event))
+        # Frames that say what was skipped are kept by who asks for them.
+        kept = self._kept.get(id(event)) if not skipped else None
         if kept is not None:
             return kept[1]
-        payload = self.codec.event(event)
+        payload = self.codec.event(event, skipped)
         if not self._least <= len(payload) <= _MOST_BYTES or self._time.over:
             return self._frame(payload)
         clock = self._time.loop.time
@@ -108,7 +109,8 @@ class DeflateWire(WebSocketWire):
             frame = deflated_frame(self._opcode, squeezed)
         else:
             frame = self._frame(payload)
-        self._keep(event, frame)
+        if not skipped:
+            self._keep(event, frame)
         return frame
 
     def _keep(self, event: Event, frame: bytes) -> None:

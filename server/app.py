@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from tornado.httpclient import AsyncHTTPClient
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
@@ -23,6 +22,7 @@ from config.rules import ChannelRules
 from config.settings import Settings, default_rule, dev_origins
 from config.sources import Loaded, reloadable
 from handlers.accept import RESERVE, Acceptor
+from handlers.http_server import HttpServer
 from handlers.live import Live
 from handlers.routes import make_admin_application, make_application
 from pubsub.errors import ArchiveUnavailable
@@ -45,7 +45,6 @@ _log = logging.getLogger("galecast")
 _BACKLOG = 4096
 # How long a request may be under way on a connection that stands.
 _LAST_REQUESTS_S = 0.5
-_MAX_HEADER_BYTES = 65_536
 
 
 def app_version() -> str:
@@ -100,8 +99,8 @@ class App:
         self.live = Live(self.node, loop)
         self._lag = LoopLag(loop, self.node.metrics)
         self._acceptors: list[Acceptor] = []
-        self._server: HTTPServer | None = None
-        self._admin: HTTPServer | None = None
+        self._server: HttpServer | None = None
+        self._admin: HttpServer | None = None
         self.admin_port = settings.admin_port
 
     def _build(self) -> Node:
@@ -153,15 +152,14 @@ class App:
 
     def _serve(
         self, application: Application, sockets: list[socket.socket], reserve: int = RESERVE
-    ) -> HTTPServer:
+    ) -> HttpServer:
         settings = self.settings
-        server = HTTPServer(
+        server = HttpServer(
             application,
-            xheaders=False,
-            max_header_size=_MAX_HEADER_BYTES,
-            max_body_size=settings.limits.body_bytes,
-            idle_connection_timeout=settings.http.idle_timeout_s,
-            body_timeout=settings.http.body_timeout_s,
+            settings.http,
+            self._loop,
+            self.node.timetable,
+            body_bytes=settings.limits.body_bytes,
         )
         acceptor = Acceptor(self._loop, self.node, server, sockets, reserve=reserve)
         acceptor.start()

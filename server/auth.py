@@ -8,7 +8,7 @@ from config.settings import Settings
 from server.api_keys import ApiKeys
 from server.errors import Forbidden, Unauthorized
 from server.jwks import Jwks
-from server.principal import GrantsCache, Principal
+from server.principal import GrantsCache, GrantsRejected, Principal
 from server.revocations import Revocations
 from server.tickets import Carried, Redeemed, Tickets
 from server.tokens import TokenSigner, TokenVerifier
@@ -151,11 +151,18 @@ class Auth:
             if service is None:
                 raise Unauthorized("ticket: its API key is no longer valid")
             return service
+        if not carried.user or carried.expires_at is None:
+            raise Unauthorized("ticket: not valid")
+        try:
+            grants = self._grants.grants(carried.grants)
+        except GrantsRejected:
+            # Of another version, whose nodes know other actions or patterns.
+            raise Unauthorized("ticket: its grants are not understood") from None
         return self._alive(
             Principal(
                 kind="user",
                 user=carried.user,
-                grants=self._grants.grants(carried.grants),
+                grants=grants,
                 rules=self._rules,
                 issued_at=carried.issued_at,
                 expires_at=carried.expires_at,

@@ -193,7 +193,7 @@ def _tail(args: argparse.Namespace) -> int:
     from server.cli_tail import Tail
 
     target, credential = _server(args)
-    following = Following(args.channels, args.since, args.rewind)
+    following = Following(args.channels, args.since, args.rewind, args.max_rate)
     return Tail(target, credential, following, count=args.count, as_json=args.json).run()
 
 
@@ -207,6 +207,14 @@ def _readings(args: argparse.Namespace) -> int:
         return Readings(publisher, args.channel, args.every, wait=wait).run()
     finally:
         publisher.close()
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from server.cli_bench import bench
+    from server.cli_bench_flags import wanted
+
+    picture = None if args.plot is None else Path(args.plot)
+    return bench(*_server(args), wanted(args), picture, as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -260,6 +268,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "publish": _publish,
     "tail": _tail,
     "readings": _readings,
+    "bench": _bench,
     "export": _export,
     "import": _import,
 }

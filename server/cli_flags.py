@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from server import cli_bench_flags
+
 _MOST: Final = 100_000
 _SHORTEST_S: Final = 0.1
 _LONGEST_S: Final = 3600.0
+# As in server/protocol.py, which takes long to import.
+_LOWEST_HZ: Final = 0.01
+_HIGHEST_HZ: Final = 1_000
 
 _BROKER_HELP: Final = (
     "address of the broker; others on this machine can see a password in it: GALECAST_BROKER_URL "
@@ -141,12 +146,14 @@ def _take(args: argparse.Namespace, late: list[str]) -> bool:
 
 def _wrong(args: argparse.Namespace) -> str:
     """Return what is wrong with the arguments taken together, or nothing."""
-    if args.command not in ("publish", "tail", "readings"):
+    if args.command not in ("publish", "tail", "readings", "bench"):
         return ""
     if args.url is not None and (args.host is not None or args.port is not None):
         return "--url says where the server is: leave --host and --port out"
     if args.command == "readings":
         return ""
+    if args.command == "bench":
+        return cli_bench_flags.wrong(args)
     if args.command == "tail":
         several = len(set(args.channels)) > 1 and args.since is not None
         return "--since is a position in one channel: name one channel" if several else ""
@@ -198,6 +205,10 @@ def make_parser() -> argparse.ArgumentParser:
     _publish(command("publish", "publish an event", _PUBLISH_MORE))
     _tail(command("tail", "show the events of channels as they come", _TAIL_MORE))
     _readings(command("readings", "publish what this machine is doing", _READINGS_MORE))
+    bench = command("bench", "measure a running server", cli_bench_flags.BENCH_MORE)
+    cli_bench_flags.add_flags(bench)
+    _client(bench)
+    _json(bench)
     exported = command("export", "write archived events as lines of JSON", _EXPORT_MORE)
     _archived(exported, "where to write; .gz compresses; standard output if left out, or -")
     exported.add_argument(
@@ -321,6 +332,12 @@ def _tail(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rewind", type=_whole, metavar="N", help="begin with the last N events of each channel"
     )
+    parser.add_argument(
+        "--max-rate",
+        type=_rate_hz,
+        metavar="HZ",
+        help="at most so many events of each channel a second, the newest ones",
+    )
     parser.add_argument("--count", type=_whole, metavar="N", help="end after N events")
     _client(parser)
     _json(parser)
@@ -349,6 +366,17 @@ def _interval_s(text: str) -> float:
         value = 0.0
     if not _SHORTEST_S <= value <= _LONGEST_S:
         allowed = f"seconds from {_SHORTEST_S:g} to {_LONGEST_S:g}"
+        raise argparse.ArgumentTypeError(f"{text}: {allowed}")
+    return value
+
+
+def _rate_hz(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not _LOWEST_HZ <= value <= _HIGHEST_HZ:
+        allowed = f"a number from {_LOWEST_HZ} to {_HIGHEST_HZ}"
         raise argparse.ArgumentTypeError(f"{text}: {allowed}")
     return value
 

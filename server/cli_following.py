@@ -32,6 +32,7 @@ class Said(msgspec.Struct):
     name: str = ""
     data: Raw = Raw(b"null")
     time: int = 0
+    skipped: int = 0
     recovered: bool | None = None
     code: str | int = ""
     message: str = ""
@@ -53,15 +54,23 @@ class Heard(msgspec.Struct):
 class Following:
     """The channels that are followed, and the position of each; `since` and `rewind` begin.
 
+    With `max_rate_hz` it is the newest events, at most so many of each channel a second.
     `later` holds channels whose subscription was refused for now; `opened` says that a session
     was open once.
     """
 
-    def __init__(self, channels: Iterable[str], since: str | None, rewind: int | None) -> None:
+    def __init__(
+        self,
+        channels: Iterable[str],
+        since: str | None,
+        rewind: int | None,
+        max_rate_hz: float | None = None,
+    ) -> None:
         self.positions: dict[str, str | None] = dict.fromkeys(channels, since)
         self.later: list[str] = []
         self.opened = False
         self._rewinds = dict.fromkeys(self.positions, rewind) if rewind else {}
+        self._max_rate_hz = max_rate_hz
         self._ref = 0
         self._asked: dict[int, str] = {}
         self._ping_s = _PING_S
@@ -182,6 +191,8 @@ class Following:
             command["since"] = position
         if (rewind := self._rewinds.get(channel)) is not None:
             command["rewind"] = rewind
+        if self._max_rate_hz is not None:
+            command["max_rate_hz"] = self._max_rate_hz
         text = self._command(**command)
         self._asked[self._ref] = channel
         return text
@@ -192,9 +203,10 @@ class Following:
 
 
 def event_line(event: Said) -> str:
-    """Return an event as a line for a person: local time, channel, name, data."""
+    """Return an event as a line for a person: local time, channel, name, data, what was skipped."""
     try:
         at = datetime.fromtimestamp(event.time / 1000).isoformat(" ", "milliseconds")
     except (ValueError, OverflowError, OSError):
         at = str(event.time)
-    return f"{at}  {event.channel}  {event.name}  {bytes(event.data).decode()}"
+    skipped = f"  ({event.skipped} skipped)" if event.skipped else ""
+    return f"{at}  {event.channel}  {event.name}  {bytes(event.data).decode()}{skipped}"

@@ -71,8 +71,11 @@ class Codec(Protocol):
         """Return checked JSON text as a value of this encoding."""
         ...
 
-    def event(self, event: Event) -> bytes:
-        """Return the bytes of the message that brings an event to subscribers."""
+    def event(self, event: Event, skipped: int = 0) -> bytes:
+        """Return the bytes of the message that brings an event to subscribers.
+
+        `skipped` is how many of the channel's events were left out directly before it.
+        """
         ...
 
     def item(self, event: Event) -> EventItem:
@@ -167,7 +170,7 @@ class _JsonCodec:
         """See Codec."""
         return Raw(json_text)
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         """See Codec."""
         return self.encode(
             EventMessage(
@@ -179,6 +182,7 @@ class _JsonCodec:
                 tags=event.tags,
                 time=event.time,
                 user=event.user,
+                skipped=skipped,
             )
         )
 

@@ -15,9 +15,9 @@ from typing import Final, Literal, Self
 
 _log = logging.getLogger(__name__)
 
-# A full collection after two of the middle generation, which is after some 15,000 new containers:
-# it takes a few ms.
-_THRESHOLDS: Final = (700, 10, 1)
+# Rarely, since most of what is young is freed before it is looked at; and a full collection after
+# two of the middle generation, which is after some 20,000 new containers: it takes a few ms.
+_THRESHOLDS: Final = (3_000, 3, 1)
 # Full collections between two complete ones. Measured: while sessions came and went, each left some
 # twenty objects that became garbage later.
 _COMPLETE_EVERY: Final = 1_000

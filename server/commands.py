@@ -27,6 +27,8 @@ from server.errors import (
 )
 from server.principal import Principal
 from server.protocol import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
     Command,
     Connect,
     EventsReply,
@@ -79,6 +81,13 @@ def check_past(rewind: int | None, from_ms: int | None) -> bool:
     if rewind is not None and from_ms is not None:
         raise BadRequest("rewind and from exclude each other")
     return rewind is not None or from_ms is not None
+
+
+def check_rate(max_rate_hz: float | None) -> None:
+    """Return unless a subscription cannot have this rate; raises BadRequest."""
+    # Written so that it refuses NaN too, which MessagePack has.
+    if max_rate_hz is not None and not LOWEST_RATE <= max_rate_hz <= HIGHEST_RATE:
+        raise BadRequest(f"max_rate_hz is a number from {LOWEST_RATE} to {HIGHEST_RATE}")
 
 
 def knows(history: History, before: Position) -> bool:
@@ -190,6 +199,7 @@ class Commands:
             rewind=command.rewind,
             from_ms=command.from_ms,
             presence=command.presence,
+            max_rate_hz=command.max_rate_hz,
         )
 
     async def subscribe(
@@ -202,12 +212,14 @@ class Commands:
         rewind: int | None = None,
         from_ms: int | None = None,
         presence: bool = False,
+        max_rate_hz: float | None = None,
     ) -> None:
         """Begin a subscription for a session; raises Refused or PubSubError.
 
         One that the server made gives way to it, so that a client which comes back, and was
         subscribed by the server meanwhile, still goes on behind its `since`.
         """
+        check_rate(max_rate_hz)
         given = session.subscriptions.get(channel)
         if given is not None and not given.by_server:
             given = None
@@ -219,12 +231,29 @@ class Commands:
             given=given is not None,
         )
         if given is None:
-            await self._begin(session, channel, ref, since, rewind, presence, from_ms=from_ms)
+            await self._begin(
+                session,
+                channel,
+                ref,
+                since,
+                rewind,
+                presence,
+                from_ms=from_ms,
+                max_rate_hz=max_rate_hz,
+            )
             return
         self._subscribing.end(given)
         try:
             await self._begin(
-                session, channel, ref, since, rewind, presence, from_ms=from_ms, by_server=True
+                session,
+                channel,
+                ref,
+                since,
+                rewind,
+                presence,
+                from_ms=from_ms,
+                max_rate_hz=max_rate_hz,
+                by_server=True,
             )
         except (Refused, PubSubError):
             # The refusal alone would mean that all is as before.
@@ -241,6 +270,7 @@ class Commands:
         since: Position | None = None,
         rewind: int | None = None,
         presence: bool = False,
+        max_rate_hz: float | None = None,
     ) -> None:
         """Begin a subscription that the server makes; it needs no grant while the session lasts.
 
@@ -259,6 +289,7 @@ class Commands:
             since,
             rewind,
             presence,
+            max_rate_hz=max_rate_hz,
             by_server=True,
             watching_by_server=presence,
         )
@@ -273,6 +304,7 @@ class Commands:
         presence: bool,
         *,
         from_ms: int | None = None,
+        max_rate_hz: float | None = None,
         by_server: bool = False,
         watching_by_server: bool = False,
     ) -> None:
@@ -284,7 +316,9 @@ class Commands:
                 f"a session has at most {most} subscriptions",
                 reason="subscriptions_per_session",
             )
-        subscription = Subscription(session, channel, watching=presence, by_server=by_server)
+        subscription = Subscription(
+            session, channel, watching=presence, by_server=by_server, max_rate_hz=max_rate_hz
+        )
         subscription.watching_by_server = watching_by_server
         session.subscriptions[channel] = subscription
         member = None

@@ -22,8 +22,11 @@ class Wire(Protocol):
     codec: Codec
     individual: bool
 
-    def event(self, event: Event) -> bytes:
-        """Return the bytes of an event, the same for every session of this wire."""
+    def event(self, event: Event, skipped: int = 0) -> bytes:
+        """Return the bytes of an event, the same for every session of this wire.
+
+        `skipped` is how many events of the channel were left out directly before it.
+        """
         ...
 
     def message(self, message: Message) -> bytes:
@@ -66,6 +69,9 @@ class Peer(Protocol):
 
     def on_slow(self) -> None:
         """The limit of unsent bytes was met; called once, from the loop, never within a send."""
+
+    def on_room(self) -> None:
+        """Little is unsent, after there was something. From the loop, never within a send."""
 
     def on_violation(self, closing: Closing) -> None:
         """The client broke the protocol or a limit of it, or gave no sign of life."""

@@ -183,6 +183,7 @@ class NodeControl:
                 since=position(order.since, "since"),
                 rewind=order.rewind,
                 presence=order.presence,
+                max_rate_hz=order.max_rate_hz,
             )
         except Forbidden:
             return False

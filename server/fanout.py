@@ -8,6 +8,7 @@ from server.connection import Wire
 from server.metrics import Metrics
 
 if TYPE_CHECKING:
+    from server.conflation import Conflation
     from server.subscription import Subscription
 
 Item = TypeVar("Item")
@@ -68,7 +69,8 @@ class Fanout(Generic[Item]):
     that attach during it take part in later flushes only, those that ended are skipped. From
     `push` to the socket there is no task, no future, and no work per session but the send.
     `on_begin` is told which items a flush begins with, in the same turn, before any is sent.
-    `counted`: its items are events, and count as such in the metrics.
+    `counted`: its items are events, and count as such in the metrics. `conflation`, where there is
+    one, sends to those that lag or want less than everything.
     """
 
     __slots__ = (
@@ -89,6 +91,7 @@ class Fanout(Generic[Item]):
         "_turn",
         "_waiters",
         "audiences",
+        "conflation",
     )
 
     def __init__(
@@ -101,6 +104,7 @@ class Fanout(Generic[Item]):
         counted: bool = True,
     ) -> None:
         self.audiences: dict[Wire, dict[str, Subscription]] = {}
+        self.conflation: Conflation | None = None
         self._loop = turn.loop
         self._turn = turn
         self._metrics = metrics
@@ -136,6 +140,13 @@ class Fanout(Generic[Item]):
         del audience[session.id]
         if not audience:
             del self.audiences[session.wire]
+
+    def find(self, session: str) -> "Subscription | None":
+        """Return the subscription of a session that takes part, if there is one."""
+        for audience in self.audiences.values():
+            if (found := audience.get(session)) is not None:
+                return found
+        return None
 
     def push(self, items: Sequence[Item]) -> None:
         """Send items: now if idle, else joined with others when their time comes."""
@@ -277,13 +288,18 @@ class Fanout(Generic[Item]):
         over = self._turn.over
         count = len(items)
         metrics = self._metrics
+        conflation = self.conflation
+        # Decided once for a flush: channels that do not conflate pay nothing for those that do.
+        conflates = conflation is not None and conflation.conflates
         for wire, frames, members in jobs:
             payload = frames[0] if count == 1 else b"".join(frames)
             for start in range(0, len(members), _LOOK_EVERY):
                 while over():
                     yield
                 part = members[start : start + _LOOK_EVERY]
-                if wire.individual:
+                if conflates and conflation is not None:
+                    conflation.send(part, wire, items, frames, payload)
+                elif wire.individual:
                     for each in part:
                         if each.live:
                             each.session.send_events(items, frames)
@@ -292,8 +308,14 @@ class Fanout(Generic[Item]):
                         if each.live:
                             each.connection.send(payload)
                     metrics.bytes_out += len(payload) * len(part)
-                if self._counted:
+                if self._counted and not conflates:
                     metrics.events_out += count * len(part)
+        late = () if conflation is None else conflation.waiting()
+        for start in range(0, len(late), _LOOK_EVERY):
+            while over():
+                yield
+            if conflation is not None:
+                conflation.offer(late[start : start + _LOOK_EVERY])
         if self._counted:
             metrics.delivery_seconds.observe(self._loop.time() - since)
 

@@ -6,9 +6,11 @@ from enum import Enum
 
 import msgspec
 
+from config.rules import ChannelRules
 from pubsub.event import Event
 from pubsub.position import Position
 from pubsub.presence import Members, PresenceChange
+from server.conflation import Conflation
 from server.connection import Wire
 from server.fanout import Fanout, Turn
 from server.metrics import Metrics
@@ -74,6 +76,7 @@ class Feed:
     still wait included. `on_doubt` is called when a gap or a contradiction shows; `doubts` counts
     what speaks against the top, also while a repair is under way, which then has to look again.
     `presence_heard` is the highest presence version that came since it was last set to 0.
+    `rules` say whether the channel conflates; without them it does not.
     """
 
     __slots__ = (
@@ -81,6 +84,7 @@ class Feed:
         "_on_doubt",
         "_waiting",
         "channel",
+        "conflation",
         "cut",
         "doubts",
         "fanout",
@@ -102,6 +106,7 @@ class Feed:
         metrics: Metrics,
         ring_size: int,
         on_doubt: Callable[["Feed"], None],
+        rules: ChannelRules | None = None,
     ) -> None:
         nowhere = Position("", 0, "")
         self.channel = channel
@@ -116,6 +121,10 @@ class Feed:
         self.fanout: Fanout[Event | ResetNotice] = Fanout(
             turn, metrics, encode_item, self._on_begin
         )
+        self.conflation = Conflation(
+            channel, turn.loop, metrics, rules or ChannelRules(), self.fanout
+        )
+        self.fanout.conflation = self.conflation
         self.presence: Fanout[PresenceChange | PresenceSync] = Fanout(
             turn, metrics, _encode_change, lambda _items: None, counted=False
         )
@@ -141,6 +150,7 @@ class Feed:
     def close(self) -> None:
         """Give the feed up, with its ring; it is never opened again."""
         self.state = State.CLOSED
+        self.conflation.close()
         self.fanout.close()
         self.presence.close()
         self._disappoint()
@@ -261,12 +271,16 @@ class Feed:
     def attach(self, subscription: Subscription) -> None:
         """Let a subscription, which has everything up to the cut, take part in later flushes."""
         subscription.attached = True
-        self.fanout.add(subscription)
+        if subscription.max_rate_hz is None:
+            self.fanout.add(subscription)
+        else:
+            self.conflation.attach(subscription, subscription.max_rate_hz)
 
     def detach(self, subscription: Subscription) -> None:
         """Send nothing more to a subscription."""
         subscription.live = subscription.attached = False
         self.fanout.remove(subscription)
+        self.conflation.detach(subscription)
         if subscription.watching:
             self.presence.remove(subscription)
 
@@ -338,3 +352,4 @@ class Feed:
 
     def _on_begin(self, items: Sequence[Event | ResetNotice]) -> None:
         self.cut = items[-1].position
+        self.conflation.begin(items)

@@ -116,6 +116,10 @@ class Hub:
         """Return how many subscriptions there are on this node."""
         return sum(feed.holds for feed in self.feeds.values())
 
+    def held(self) -> int:
+        """Return how many subscriptions on this node are owed an event."""
+        return sum(feed.conflation.held() for feed in self.feeds.values())
+
     async def hold(self, channel: str) -> Feed:
         """Return the channel's feed, open; it stays until `release`.
 
@@ -129,7 +133,7 @@ class Hub:
             size = min(RING_SIZE, rule.history_size) if rule.history_ttl_s > 0 else 0
             if self._turn is None:
                 self._turn = Turn(asyncio.get_running_loop())
-            feed = Feed(channel, self._turn, self.metrics, size, self._repair)
+            feed = Feed(channel, self._turn, self.metrics, size, self._repair, self.rules)
             self.feeds[channel] = feed
             feed.opening = self.spawn(self._open(feed))
         feed.holds += 1

@@ -6,7 +6,7 @@ No label names a channel, a user or an address: their number has no bound.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
 
-from prometheus_client import CollectorRegistry, GCCollector, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from config.limits import LimitSettings
 from server.closing import Closing
 from server.errors import ALL
+from server.histogram import Histogram
 
 _PREFIX: Final = "galecast_"
 
@@ -79,6 +80,7 @@ SCHEDULES_NOW: Final = {
 # Gauges that others know: what `bind` takes, with their help.
 _BOUND: Final = {
     "channels": "Channels with a feed on this node.",
+    "events_held": "Subscriptions that are owed an event, for their rate or until they read.",
     "subscriptions": "Subscriptions of all sessions.",
 }
 
@@ -120,6 +122,7 @@ class Metrics:
         "deflate_in",
         "deflate_out",
         "delivery_seconds",
+        "events_conflated",
         "events_duplicate",
         "events_in",
         "events_out",
@@ -137,6 +140,7 @@ class Metrics:
         self.events_in = 0
         self.events_duplicate = 0
         self.events_out = 0
+        self.events_conflated = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.deflate_in = 0
@@ -265,7 +269,9 @@ class Metrics:
         return encode(self._registry), content_type
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(_PREFIX + name, text, registry=self._registry, buckets=buckets)
+        histogram = Histogram(_PREFIX + name, text, buckets)
+        self._registry.register(histogram)
+        return histogram
 
     def _collect(self) -> Iterator[Metric]:
         yield _gauge("build_info", "What runs here.", ["version"], [((self._version,), 1)])
@@ -297,6 +303,7 @@ class Metrics:
             ("events_in", "Events published and accepted.", self.events_in),
             ("events_duplicate", "Publishes whose id was known.", self.events_duplicate),
             ("events_out", "Events handed to sessions.", self.events_out),
+            ("events_conflated", "Events left out for newer ones.", self.events_conflated),
             ("events_replayed", "Events replayed to resuming sessions.", self.replayed),
             (
                 "publishes_slowed",

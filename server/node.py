@@ -117,7 +117,9 @@ def assemble(
     control.bind(
         NodeControl(auth=auth, hub=hub, commands=commands, lifecycle=lifecycle, metrics=metrics)
     )
-    metrics.bind(subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds))
+    metrics.bind(
+        subscriptions=hub.subscriptions, channels=lambda: len(hub.feeds), events_held=hub.held
+    )
     return Node(
         name=name,
         settings=settings,

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from server.protocol import Count
+from server.protocol import Count, Rate
 
 MOST_SESSIONS: Final = 500
 """Sessions in one answer: more may not fit into what nodes may send each other."""
@@ -55,6 +55,7 @@ class SubscribeUser(Order, kw_only=True, frozen=True):
     since: str | None = None
     rewind: Count | None = None
     presence: bool = False
+    max_rate_hz: Rate | None = None
 
 
 class UnsubscribeUser(Order, frozen=True):

@@ -12,6 +12,9 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 Ref = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Time = Annotated[int, Meta(ge=0, le=2**52)]
+# Events a second.
+LOWEST_RATE, HIGHEST_RATE = 0.01, 1_000
+Rate = Annotated[float, Meta(ge=LOWEST_RATE, le=HIGHEST_RATE)]
 
 
 class Command(msgspec.Struct, tag_field="type", kw_only=True):
@@ -34,6 +37,7 @@ class Subscribe(Command, tag="subscribe", kw_only=True):
     rewind: Count | None = None
     from_ms: Time | None = msgspec.field(default=None, name="from")
     presence: bool = False
+    max_rate_hz: float | None = None
 
 
 class Publish(Command, tag="publish", kw_only=True):
@@ -121,6 +125,7 @@ class Subscribed(Message, tag="subscribed", kw_only=True):
     recovered: bool | UnsetType = UNSET
     members: list[MemberItem] | UnsetType = UNSET
     more: bool = False
+    max_rate_hz: float | None = None
 
 
 class EventItem(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -137,7 +142,9 @@ class EventItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EventMessage(EventItem, tag_field="type", tag="event", kw_only=True, omit_defaults=True):
-    """An event of a subscription."""
+    """An event of a subscription; `skipped` events of its channel were left out before it."""
+
+    skipped: int = 0
 
 
 class PublishedReply(Message, tag="published", kw_only=True):

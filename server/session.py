@@ -23,6 +23,7 @@ from server.errors import (
     Refused,
     Unauthorized,
 )
+from server.lagging import finish, relieve
 from server.limits import TokenBucket
 from server.principal import Principal
 from server.protocol import (
@@ -53,7 +54,6 @@ _INBOX_LOW: Final = 32
 _TURN: Final = 64
 _HOLD_S: Final = 0.005
 
-
 # When a session comes back that was ended for its rate.
 _EAGER_PAUSE_MS: Final = (1_000, 5_000)
 
@@ -73,7 +73,8 @@ class Session:
 
     Commands are carried out one after the other, each is answered once. The task that does so
     exists only while commands wait. `last_ref` is the greatest `ref` seen. A `principal` that is
-    known from the start was counted with its user (`Occupancy.enter`).
+    known from the start was counted with its user (`Occupancy.enter`). `behind` are
+    the subscriptions that wait for room on its connection (see lagging).
     """
 
     __slots__ = (
@@ -87,6 +88,7 @@ class Session:
         "_replies",
         "_worker",
         "address",
+        "behind",
         "connected_at",
         "connection",
         "id",
@@ -116,6 +118,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.state = State.CONNECTING
         self.last_ref = 0
+        self.behind: dict[Subscription, None] | None = None
         self._inbox: deque[bytes] | None = None
         self._replies: list[bytes] | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -347,6 +350,8 @@ class Session:
         """End the session and say why; nothing happens if it is over."""
         if self.state is State.ENDED:
             return
+        if closing is not Closing.TOO_SLOW:
+            finish(self)
         message = ClosingMessage(code=closing.code, reason=closing.reason)
         if retry_in_ms is not None:
             message.retry_in_ms = retry_in_ms
@@ -366,6 +371,11 @@ class Session:
             self.node.metrics.slow_closes += 1
             self.node.metrics.refused("unsent_bytes")
             self.end(Closing.TOO_SLOW)
+
+    def on_room(self) -> None:
+        """Send what was held back while the connection lagged."""
+        if self.behind is not None:
+            relieve(self)
 
     def on_violation(self, closing: Closing) -> None:
         """End a session whose client broke the protocol, or is gone."""

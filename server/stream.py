@@ -50,6 +50,7 @@ class Wanted(NamedTuple):
     rewind: int | None = None
     from_ms: int | None = None
     presence: bool = False
+    max_rate_hz: float | None = None
 
 
 class StreamSession(Session):
@@ -105,6 +106,7 @@ class StreamSession(Session):
                     rewind=each.rewind,
                     from_ms=each.from_ms,
                     presence=each.presence,
+                    max_rate_hz=each.max_rate_hz,
                 )
         except (Refused, PubSubError) as error:
             _log.info("stream refused: %s", error, extra={"session": self.id})

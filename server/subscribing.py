@@ -131,8 +131,11 @@ class Subscribing:
         """End a subscription, in whatever state it is; nothing more is sent to it."""
         if subscription.ended:
             return
-        subscription.ended = True
         session = subscription.session
+        if subscription.feed is not None and session.state is SessionState.OPEN:
+            # What it is owed was published before this.
+            subscription.feed.conflation.finish(subscription)
+        subscription.ended = True
         if session.subscriptions.get(subscription.channel) is subscription:
             del session.subscriptions[subscription.channel]
         if subscription.feed is not None:
@@ -228,6 +231,7 @@ class Subscribing:
     ) -> None:
         session = subscription.session
         message = Subscribed(ref=ref, channel=subscription.channel, position=str(position))
+        message.max_rate_hz = subscription.max_rate_hz
         if recovered is not None:
             message.recovered = recovered
         if page is not None:

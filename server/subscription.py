@@ -6,6 +6,7 @@ from pubsub.position import Position
 from server.connection import Connection
 
 if TYPE_CHECKING:
+    from server.conflation import Late
     from server.feed import Feed
     from server.session import Session
 
@@ -19,6 +20,8 @@ class Subscription:
     `by_server`: the server made it, so it needs no grant as long as its session lasts;
     `watching_by_server`: nor one to watch presence.
     `walks`: it began at a time, and goes on beyond what cannot be continued, which it is told.
+    `max_rate_hz`: it gets that many events a second at most, the newest ones. `late`: it is not in
+    step with the feed, which owes it its newest event or soon may (see conflation).
     `cursor` is the position last written, kept only where the session composes its own cursors.
     """
 
@@ -30,7 +33,9 @@ class Subscription:
         "cursor",
         "ended",
         "feed",
+        "late",
         "live",
+        "max_rate_hz",
         "member",
         "session",
         "walks",
@@ -45,12 +50,15 @@ class Subscription:
         *,
         watching: bool = False,
         by_server: bool = False,
+        max_rate_hz: float | None = None,
     ) -> None:
         self.session = session
         self.connection: Connection = session.connection
         self.channel = channel
         self.feed: Feed | None = None
         self.cursor: Position | None = None
+        self.max_rate_hz = max_rate_hz
+        self.late: Late | None = None
         self.live = False
         self.attached = False
         self.watching = watching

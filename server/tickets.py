@@ -192,7 +192,7 @@ class Tickets:
                 signed = self._jws.decode_complete(ticket, self._signing_key, algorithms=["HS256"])
                 if signed["header"].get("typ") == _TYPE:
                     claims = msgspec.json.decode(signed["payload"], type=_Claims)
-            except (PyJWTError, msgspec.DecodeError):
+            except (PyJWTError, ValueError, RecursionError):
                 pass
         if claims is None or claims.aud != _AUDIENCE:
             _refuse("not valid")

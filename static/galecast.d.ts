@@ -38,6 +38,10 @@ export type EventMessage = {
      * who published it, if a user did
      */
     user?: string;
+    /**
+     * events that were left out directly before it, if any were
+     */
+    skipped?: number;
 };
 export type Member = {
     session: string;
@@ -127,6 +131,10 @@ export type SubscribeOptions = {
      * keep `members` in step
      */
     presence?: boolean;
+    /**
+     * at most so many events a second, the newest ones; others are skipped
+     */
+    maxRateHz?: number;
 };
 export type PublishOptions = {
     /**

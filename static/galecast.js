@@ -26,6 +26,7 @@
  * @property {Record<string, string>} tags
  * @property {number} time in ms since 1970; never decreases within a channel
  * @property {string} [user] who published it, if a user did
+ * @property {number} [skipped] events that were left out directly before it, if any were
  */
 
 /**
@@ -80,6 +81,7 @@
  * @property {number} [from] begin with the first event of this time (ms since 1970) or later; with
  *   `since` only if that cannot be continued
  * @property {boolean} [presence] keep `members` in step
+ * @property {number} [maxRateHz] at most so many events a second, the newest ones; others are skipped
  */
 
 /**
@@ -249,7 +251,7 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
   /** @internal @type {any} */ _info;
   /** @internal @type {Set<string> | null} */ _left = null;
   /** @internal @type {any} */ _first;
-  /** @internal @type {SubscribeOptions} */ _options;
+  /** @internal @type {SubscribeOptions & { max_rate_hz?: number }} */ _options;
   /** @type {(EventMessage | { reset: string })[]} */ #buffer = [];
   /** @type {(() => void)[]} */ #waiting = [];
   /** @type {GalecastError | undefined} */ #error;
@@ -270,7 +272,7 @@ export class Subscription extends /** @type {new () => Typed<SubscriptionEvents>
     this.#connection = connection;
     this.channel = channel;
     this.#handler = handler;
-    this._options = options;
+    this._options = { ...options, max_rate_hz: options.maxRateHz };
     this._at = options.since;
     /**
      * Behind the last event that was dealt with; null before there is one to resume from.
@@ -1163,7 +1165,7 @@ export class Connection extends /** @type {new () => Typed<ConnectionEvents>} */
     const query = new URLSearchParams(wanted.map(({ channel }) => ["channel", channel]));
     // Each in the order of the channels, empty where there is none.
     query.set("since", wanted.map((each) => each._at).join());
-    for (const name of /** @type {const} */ (["rewind", "from"])) {
+    for (const name of /** @type {const} */ (["rewind", "from", "max_rate_hz"])) {
       query.set(name, wanted.map((each) => each._options[name]).join());
     }
     for (const each of wanted) if (each._options.presence) query.append("presence", each.channel);

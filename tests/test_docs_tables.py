@@ -39,6 +39,7 @@ def type_word(kind: mi.Type) -> str:
         (inner,) = (e for e in kind.types if not isinstance(e, mi.NoneType | mi.CustomType))
         return f"{type_word(inner)} or null" if null else type_word(inner)
     words: dict[type[mi.Type], str] = {
+        mi.FloatType: "number",
         mi.IntType: "integer",
         mi.StrType: "string",
         mi.BoolType: "boolean",
@@ -226,7 +227,7 @@ def test_every_default_that_is_told_is_one(document: str) -> None:
 def families() -> dict[str, set[str]]:
     """Each metric of ours as it is queried, with its labels."""
     metrics = Metrics(version="1")
-    metrics.bind(channels=int, subscriptions=int)
+    metrics.bind(channels=int, events_held=int, subscriptions=int)
     metrics.count(lambda: dict.fromkeys(BROKER, 0))
     metrics.archive(lambda: dict.fromkeys([*ARCHIVE, *ARCHIVE_NOW], 0))
     metrics.schedules(lambda: dict.fromkeys(SCHEDULES | SCHEDULES_NOW, 0))

@@ -111,7 +111,7 @@ export async function use(signal: AbortSignal): Promise<void> {
       texts.push(event.channel, event.position, event.id, event.name, event.tags.lang ?? "");
       texts.push(event.data.text, event.user ?? "nobody", new Date(event.time).toISOString());
     },
-    { since: texts[0] ?? "", rewind: 20, presence: true },
+    { since: texts[0] ?? "", rewind: 20, presence: true, maxRateHz: 10 },
   );
   connection.subscribe("chat.lobby", () => {}, { since: localStorage.getItem("position") });
   // @ts-expect-error: a position is no number

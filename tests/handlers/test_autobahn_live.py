@@ -6,10 +6,12 @@ what is invalid ends it with a close frame and the end of the stream.
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from autobahn_cases import LARGEST_BYTES, Case, cases
-from client_frames import BINARY, CLOSE, PING, TEXT
+from client_frames import BINARY, CLOSE, PING, TEXT, client_frame
 from live_rig import JSON, MSGPACK, Client, Rig, live
 
 # Each message in them is answered by an error, so those limits are out of the way.
@@ -86,3 +88,30 @@ async def test_group(group: str) -> None:
                 error.add_note(f"in case {case.id}")
                 raise
             rig.open.pop().close()
+
+
+# What the suite offers in its groups 12 and 13, and some that are none.
+OFFERS = [
+    "permessage-deflate",
+    "permessage-deflate; client_no_context_takeover; client_max_window_bits",
+    "permessage-deflate; server_no_context_takeover; server_max_window_bits=9",
+    "permessage-deflate; server_max_window_bits=15, permessage-deflate",
+    "x-webkit-deflate-frame",
+    "permessage-bzip2",
+    'permessage-deflate; server_max_window_bits="99"',
+    ";;=,",
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_compression_is_not_negotiated(offer: str) -> None:
+    """Unless that is set: a compressed frame has a reserved bit set, and is never inflated."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(b" " * (16 << 20)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    async with live() as rig:
+        client = await rig.ws(Sec_WebSocket_Extensions=offer)
+        assert "sec-websocket-extensions" not in client.handshake.headers
+        assert (await client.call("ping"))["type"] == "pong"
+        await client.write(client_frame(TEXT, packed.removesuffix(b"\0\0\xff\xff"), rsv=4))
+        await failed(client)
+        assert rig.refusals("protocol_error") == 1

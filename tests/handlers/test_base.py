@@ -208,7 +208,7 @@ async def test_every_request_is_counted_in_and_out() -> None:
         assert counter(text, 'galecast_refusals_total{reason="unauthorized"}') == 1
 
 
-@pytest.mark.expect_log("handlers.base", "^request failed$")
+@pytest.mark.expect_log("handlers.exchange", "^request failed$")
 async def test_what_nobody_expected_is_a_fixed_phrase(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,7 +221,7 @@ async def test_what_nobody_expected_is_a_fixed_phrase(
         answer = await served.ask("GET", "/readyz", headers={"X-Request-Id": "seek-me"})
         assert (answer.status, answer.json["code"]) == (500, "internal")
         assert answer.json["detail"] == "something went wrong"
-        (record,) = [each for each in caplog.records if each.name == "handlers.base"]
+        (record,) = [each for each in caplog.records if each.name == "handlers.exchange"]
         assert record.__dict__["request"] == "seek-me"
         assert record.exc_info is not None
 

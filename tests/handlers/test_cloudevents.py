@@ -9,7 +9,7 @@ from tornado.httputil import HTTPHeaders
 from config.patterns import check_event_id
 from handlers.cloudevents import event_id, is_binary, read_batch, read_binary, read_structured
 from handlers.models import PublishRequest
-from server.errors import BadRequest, InvalidData, Refused
+from server.errors import BadRequest, InvalidData, Refused, TooLarge
 
 EVENT = {
     "specversion": "1.0",
@@ -115,13 +115,38 @@ def test_what_is_no_json_object(body: bytes) -> None:
 
 def test_a_batch_names_the_place_of_what_is_wrong() -> None:
     good = json.dumps(EVENT)
-    assert len(read_batch(f"[{good}, {good}]".encode(), None)) == 2
-    assert read_batch(b"[]", None) == []
+    assert len(batch(f"[{good}, {good}]")) == 2
+    assert batch("[]") == []
     bad = json.dumps(EVENT | {"specversion": "2"})
     with pytest.raises(Refused, match="event 1: specversion"):
-        read_batch(f"[{good}, {bad}]".encode(), None)
+        batch(f"[{good}, {bad}]")
     with pytest.raises(BadRequest):
-        read_batch(good.encode(), None)
+        batch(good)
+
+
+def batch(body: str, most: int = 10) -> list[PublishRequest]:
+    return list(read_batch(body.encode(), None, most))
+
+
+def test_a_batch_is_counted_before_its_events_are_read() -> None:
+    """Reading 75,000 of them held up the whole node for more than a second."""
+    assert len(batch(json.dumps([EVENT] * 10))) == 10
+    with pytest.raises(TooLarge):
+        batch("[" + "0," * 10 + "0]")
+
+
+@pytest.mark.parametrize("name", ["id", "source", "type", "subject", "time", "dataschema"])
+@pytest.mark.parametrize("value", [5, True])
+def test_what_has_to_be_a_string(name: str, value: object) -> None:
+    """A subject that was `true` became the channel `true`."""
+    with pytest.raises(BadRequest, match=name):
+        structured(**{name: value})
+
+
+def test_attributes_are_bounded() -> None:
+    many = {f"a{number}": "" for number in range(1_100)}
+    with pytest.raises(InvalidData, match="too many attributes"):
+        structured(**many)
 
 
 def test_binary_mode() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from handlers.drafting import at_place, idempotency_key, read_event, read_events
-from server.errors import BadRequest, Forbidden, RateLimited
+from server.errors import BadRequest, Forbidden, RateLimited, TooLarge
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,20 @@ def test_unknown_fields_are_ignored() -> None:
 
 def test_an_array_names_the_place() -> None:
     with pytest.raises(BadRequest, match=r"\$\[1\].channel"):
-        read_events(b'[{"channel":"a","data":1},{"channel":2,"data":1}]')
+        read_events(b'[{"channel":"a","data":1},{"channel":2,"data":1}]', 2)
+
+
+@pytest.mark.parametrize("padding", [0, 100])
+def test_an_array_is_counted(padding: int) -> None:
+    event = b'{"channel":"a","data":1}' + b" " * padding
+    assert len(read_events(b"[" + b",".join([event] * 3) + b"]", 3)) == 3
+    with pytest.raises(TooLarge):
+        read_events(b"[" + b",".join([event] * 4) + b"]", 3)
+
+
+def test_a_long_array_is_counted_before_its_events_are_read() -> None:
+    with pytest.raises(TooLarge):
+        read_events(b"[" + b"0," * 1_000 + b"0]", 3)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 51, "\u00e9", "a\tb"])

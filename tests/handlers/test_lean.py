@@ -72,6 +72,9 @@ class Recorder:
     def on_slow(self) -> None:
         self.heard.append("slow")
 
+    def on_room(self) -> None:
+        self.heard.append("room")
+
     def on_violation(self, closing: Closing) -> None:
         self.heard.append(closing.reason)
 
@@ -192,6 +195,51 @@ async def test_the_limit_is_told_once_and_never_within_a_send() -> None:
         b.connection.send(CHUNK)
         await asyncio.sleep(0)
         assert b.peer.heard == ["slow"]
+
+
+async def test_that_there_is_room_is_told_when_it_has_come() -> None:
+    with bench() as b:
+        b.connection.send(b"hello")
+        size = len(CHUNK) * b.block()
+        while b.connection.clear():
+            b.connection.send(CHUNK)
+            size += len(CHUNK)
+        assert b.peer.heard == []
+        told_at: list[int] = []
+        b.peer.on_room = lambda: told_at.append(b.connection.unsent)  # type: ignore[method-assign]
+        await b.read(5 + size)
+        await until(lambda: told_at and told_at[-1] == 0)
+        assert all(unsent <= b.context.low_bytes for unsent in told_at)
+        told = len(told_at)
+        b.connection.send(b"after")
+        assert await b.read(5) == b"after"
+        assert len(told_at) == told, "there was room all the time"
+
+
+async def test_what_the_peer_sends_when_there_is_room_goes_before_a_replay() -> None:
+    with bench() as b:
+        size = len(CHUNK) * b.block()
+        while b.connection.clear():
+            b.connection.send(CHUNK)
+            size += len(CHUNK)
+
+        def answer() -> None:
+            if not b.connection.unsent:
+                b.peer.heard.append("room")
+                b.connection.send(b"held")
+
+        b.peer.on_room = answer  # type: ignore[method-assign]
+        waits = asyncio.get_running_loop().create_task(b.connection.drained())
+        assert (await b.read(size + 4))[-4:] == b"held"
+        assert await within(waits)
+
+
+async def test_no_room_is_told_of_once_it_is_closing() -> None:
+    with bench() as b:
+        size = len(CHUNK) * b.block()
+        b.connection.close(Closing.DRAINING)
+        assert await b.rest() == CHUNK * (size // len(CHUNK)) + b"BYE"
+        assert "room" not in b.peer.heard
 
 
 async def test_a_slow_end_drops_what_was_not_begun() -> None:

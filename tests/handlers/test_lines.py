@@ -26,6 +26,14 @@ def test_a_line_at_the_limit_and_beyond() -> None:
     assert cut(4, b"12345") == [None]
 
 
+def test_blanks_around_a_line_count_however_it_comes() -> None:
+    """A line over the limit only by its blanks was taken whole, but not in pieces."""
+    for line in (b" 1234\n", b"1234 \n", b"\r1234\n", b"1234\r\r\n", b"     \n"):
+        assert cut(4, line) == cut(4, *(bytes((byte,)) for byte in line)) == [None]
+    for line in (b"1234\r\n", b" 12\r\n", b"1234\r", b"    \r\n"):
+        assert cut(4, line) == cut(4, *(bytes((byte,)) for byte in line)) != [None]
+
+
 def test_an_endless_line_takes_no_memory() -> None:
     cutter = LineCutter(100)
     found = [line for _ in range(1_000) for line in cutter.feed(b"x" * 60)]

@@ -234,6 +234,49 @@ async def test_a_stream_that_stays_silent_is_ended() -> None:
         await stream.close()
 
 
+async def test_a_line_without_an_end_is_no_sign_of_life() -> None:
+    """A stream into which a byte came now and then was never ended."""
+    async with serving(http=HttpSettings(idle_timeout_s=0.3)) as served:
+        stream = await Stream.open(served)
+        stream.send(line(1))
+        await stream.head()
+        await stream.answers()
+
+        async def drip() -> None:
+            while True:
+                stream.send(b" ")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        assert await stream.reader.read() == b"0\r\n\r\n"
+        dripping.cancel()
+        await asyncio.wait([dripping])
+        await stream.close()
+
+
+async def test_the_wait_for_answers_to_be_taken_is_no_silence() -> None:
+    """The stream was ended amid an answer that was on its way, and the request went on for ever."""
+    async with serving(http=HttpSettings(idle_timeout_s=0.05)) as served:
+        stream = await Stream.open(served)
+        stream.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        many = 100_000
+        stream.send(b"{}\n" * many)
+        stream.writer.write(b"0\r\n\r\n")
+        # Until the answers are more than both kernels take.
+        refusals, seen = served.node.metrics._refusals, -1
+        while seen != refusals["bad_request"]:
+            seen = refusals["bad_request"]
+            await asyncio.sleep(0.3)
+        assert 0 < seen < many
+        stream.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        pieces = [b""]
+        while not pieces[-1].endswith(b"0\r\n\r\n"):
+            pieces.append(await stream.reader.read(1 << 20))
+        assert b"".join(pieces).count(b'"bad_request"') == many
+        await stream.close()
+        await served.node.lifecycle.requests_done()
+
+
 @pytest.mark.expect_log("handlers.ndjson", "^stream failed$")
 async def test_what_nobody_expected_is_a_fixed_phrase(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,15 @@ async def test_event_is_compressed_once_whoever_asks(make: Make) -> None:
     assert rig.compressed == 1
 
 
+async def test_event_that_says_what_was_skipped_is_another_frame(make: Make) -> None:
+    rig, one = make(), event()
+    whole, after = rig.wire.event(one), rig.wire.event(one, 3)
+
+    assert json.loads(inflated(payload_of(after)))["skipped"] == 3
+    assert "skipped" not in json.loads(inflated(payload_of(whole)))
+    assert rig.wire.event(one) is whole
+
+
 async def test_small_event_stays_as_it_is(make: Make) -> None:
     size = len(JSON.event(event()))
 
@@ -108,7 +118,7 @@ class _Random:
 
     name, binary = "json", False
 
-    def event(self, _event: Event) -> bytes:
+    def event(self, _event: Event, _skipped: int = 0) -> bytes:
         return os.urandom(300)
 
 

@@ -241,7 +241,8 @@ def test_what_is_published_is_followed(capsys: Capture, tmp_path: Path) -> None:
         assert answer["duplicate"] is True
         assert first == f"a.b: position {answer['position']}, id i1"
 
-        follow = ["tail", "--url", url, "a.b", "--rewind", "5", "--count", "1", "--json"]
+        follow = ["tail", "--url", url, "a.b", "--rewind", "5", "--max-rate", "5", "--count", "1"]
+        follow.append("--json")
         for who in (["--dev"], [], ["--key-file", str(token)]):
             assert main([*follow, *who]) == 0
             event = json.loads(capsys.readouterr().out)

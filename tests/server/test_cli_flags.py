@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from server.cli_flags import parse
+from server.protocol import HIGHEST_RATE, LOWEST_RATE
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings")
+COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings", "bench")
 
 
 def refused(capsys: Capture, *argv: str) -> str:
@@ -32,7 +33,7 @@ def test_the_help_names_every_command(capsys: Capture) -> None:
 
 
 def test_the_help_warns_of_a_key_on_the_command_line(capsys: Capture) -> None:
-    for command in ("publish", "tail", "readings"):
+    for command in ("publish", "tail", "readings", "bench"):
         with pytest.raises(SystemExit):
             parse([command, "--help"])
         assert "others on this machine can see it" in " ".join(capsys.readouterr().out.split())
@@ -92,6 +93,9 @@ def test_data_stands_where_it_likes(data: str) -> None:
         (["tail", "a", "--count", "0"], "0: a whole number from 1 to 100000"),
         (["tail", "a", "--rewind", "1000000000000"], "a whole number from 1 to 100000"),
         (["tail", "a", "--rewind", "\u0663"], "a whole number from 1 to 100000"),
+        (["tail", "a", "--max-rate", "0"], "a number from 0.01 to 1000"),
+        (["tail", "a", "--max-rate", "nan"], "a number from 0.01 to 1000"),
+        (["tail", "a", "--max-rate", "often"], "a number from 0.01 to 1000"),
         (["readings", "a"], "unrecognized arguments: a"),
         (["readings", "--json"], "unrecognized arguments: --json"),
         (["readings", "--every", "0"], "0: seconds from 0.1 to 3600"),
@@ -135,3 +139,12 @@ def test_the_version_is_told(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
             parse(["--version"])
         assert caught.value.code == 0
         assert capsys.readouterr().out == f"galecast {shown}\n"
+
+
+def test_the_rates_are_those_that_the_server_takes() -> None:
+    """Written down twice, so that `--help` has not to import the protocol."""
+    for rate in (LOWEST_RATE, HIGHEST_RATE):
+        assert parse(["tail", "a", "--max-rate", str(rate)]).max_rate == rate
+    for rate in (LOWEST_RATE * 0.99, HIGHEST_RATE * 1.01):
+        with pytest.raises(SystemExit):
+            parse(["tail", "a", "--max-rate", str(rate)])

@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from server.cli_following import Following, Said, event_line
 from server.cli_output import CommandFailed
@@ -180,3 +181,18 @@ def test_the_line_of_an_event() -> None:
     assert time.endswith(".123")
     event.time = 1 << 62
     assert event_line(event).startswith("4611686018427387904  a.b")
+
+
+def test_a_rate_is_asked_for_of_every_channel_and_each_time() -> None:
+    following = Following(["a", "b"], None, None, 2.5)
+    for _ in range(2):
+        following.begin(anonymous=False)
+        asked = commands(say(following, type="connected", ping_s=10).commands)
+        assert [each["max_rate_hz"] for each in asked] == [2.5, 2.5]
+
+
+def test_a_line_says_what_was_skipped() -> None:
+    event = Said(type="event", channel="a", name="n", data=Raw(b"1"), skipped=3)
+    assert event_line(event).endswith("  a  n  1  (3 skipped)")
+    event.skipped = 0
+    assert event_line(event).endswith("  a  n  1")

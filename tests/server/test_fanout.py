@@ -437,10 +437,10 @@ async def test_a_frame_that_cannot_be_built_does_not_silence_the_feed() -> None:
 class BrokenWire(LineWire):
     """A wire with a bug that one event shows."""
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         if event.id == "e1":
             raise RuntimeError("a bug")
-        return super().event(event)
+        return super().event(event, skipped)
 
 
 async def test_publishers_are_to_wait_while_much_is_pending() -> None:

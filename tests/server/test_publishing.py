@@ -95,6 +95,25 @@ def test_grants_and_rules() -> None:
     assert draft(SERVICE).channel == "a.b"
 
 
+def test_a_batch_checks_a_channel_once_and_what_is_refused_each_time() -> None:
+    allowed: set[str] = set()
+    draft(channel="a.b", allowed=allowed)
+    assert allowed == {"a.b"}
+    # Known by now, whatever becomes of the grant meanwhile; everything else is checked.
+    assert (
+        draft(Principal(kind="service", key="k"), channel="a.b", allowed=allowed).channel == "a.b"
+    )
+    with pytest.raises(BadRequest):
+        draft(channel="a.b", name="a b", allowed=allowed)
+    with pytest.raises(BadRequest):
+        draft(channel="a.b", event_id="", allowed=allowed)
+    for channel, refused in (("b.a", Forbidden), ("a.*", BadRequest)):
+        for _ in range(2):
+            with pytest.raises(refused):
+                draft(channel=channel, allowed=allowed)
+    assert allowed == {"a.b"}
+
+
 async def test_answers_stand_in_the_order_of_the_drafts() -> None:
     new, known = Published("a.b", AT, "1"), Published("a.b", AT, "2", duplicate=True)
     made, metrics = publishing([new, TooManyChannels("full"), known])

@@ -261,3 +261,15 @@ def test_the_largest_principal_fits() -> None:
     principal = Principal(kind="user", user="u7", grants=CACHE.grants(grants), expires_at=2e6)
     tickets = made(Clock())
     assert tickets.redeem(tickets.issue(principal))[0].grants is principal.grants
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"aud":"\xff"}', b'{"x":' + b"[" * 1_500 + b"]" * 1_500 + b"}", b"[" * 3_000]
+)
+def test_rubbish_that_was_signed_is_refused_like_any_other(payload: bytes) -> None:
+    """What was no UTF-8, or nested deeply, came out as an error of its own."""
+    tickets = made(Clock())
+    headers = {"typ": "galecast-ticket+jwt"}
+    text = jwt.PyJWS().encode(payload, tickets._signing_key, "HS256", headers=headers)
+    with pytest.raises(Unauthorized, match="not valid"):
+        tickets.redeem(text)

@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import jwt
 import pytest
@@ -13,13 +14,21 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from jwt.algorithms import HMACAlgorithm
+from jwt.exceptions import InvalidKeyError
 
 from config.rules import ChannelRule, ChannelRules
 from config.sections import TokenSettings
 from server.errors import BadRequest, Forbidden, Refused, TokenExpired, Unauthorized
 from server.jwks import Jwks, KeyRejected, VerifyingKey
 from server.principal import GrantsCache, Principal
-from server.tokens import MAX_TOKEN_BYTES, TokenSigner, TokenVerifier
+from server.tokens import (
+    MAX_TOKEN_BYTES,
+    TokenSigner,
+    TokenVerifier,
+    parse_secret,
+    signature_checker,
+)
 
 NOW = 1_000_000.0
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -110,6 +119,23 @@ def test_hs256() -> None:
     principal = verifier().verify(jwt.encode(claims(), SECRET, "HS256"))
     assert principal.user == "u7"
     assert not principal.allows("subscribe", "chat.lobby")
+
+
+def test_a_secret_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token used to be preceded by attempts to read the secret as a public key."""
+    check, text = verifier(), raw_token(claims())
+    examined = Mock(return_value=True)
+    monkeypatch.setattr(HMACAlgorithm, "_is_der_key", examined)
+    assert check.verify(text).user == "u7"
+    examined.assert_not_called()
+    with pytest.raises(KeyRejected):
+        parse_secret("a secret that would be a public key in DER")
+    examined.assert_called_once()
+
+
+def test_what_is_no_parsed_secret_signs_nothing() -> None:
+    with pytest.raises(InvalidKeyError):
+        signature_checker().encode(b"{}", "text, though it is long enough for HS256", "HS256")
 
 
 def test_rules_grant_on_top_of_a_token() -> None:

@@ -261,7 +261,7 @@ _EXACT = ("ceba", "cebae1bdb9", "cebae1bdb9cf83", "cebae1bdb9cf83cebc", "cebae1b
 
 # After the Unicode test file of Markus Kuhn, section by section.
 _VALID: dict[str, list[bytes]] = {
-    "6.5": [GREEK],
+    "6.5": [*(f"hello{letter}world".encode() for letter in "$¢€𤭢"), GREEK],
     "6.7": _bytes("00", "c280", "e0a080", "f0908080"),
     "6.9": _bytes("7f", "dfbf", "efbfbf", "f48fbfbf"),
     "6.11": _bytes("ed9fbf", "ee8080", "efbfbd", "f48fbfbf"),

@@ -78,9 +78,9 @@ class LineWire:
         self.individual = individual
         self.encoded = 0
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: Event, skipped: int = 0) -> bytes:
         self.encoded += 1
-        return self.codec.event(event) + b"\n"
+        return self.codec.event(event, skipped) + b"\n"
 
     def message(self, message: Message) -> bytes:
         self.encoded += 1
@@ -98,6 +98,7 @@ class NotedConnection:
         self.paused = False
         self.closed: Closing | None = None
         self.on_send: Callable[[], None] | None = None
+        self.on_room: Callable[[], None] | None = None
         self._low_bytes = low_bytes
         self._drained = asyncio.Event()
         self._drained.set()
@@ -137,6 +138,8 @@ class NotedConnection:
     def read(self) -> None:
         """Let the client read all that waits."""
         self.unsent = 0
+        if self.on_room is not None:
+            self.on_room()
         self._drained.set()
 
     def text(self) -> str:
@@ -436,6 +439,7 @@ class DeliveryRig:
         connection = connection or NotedConnection()
         self.node.occupancy.enter("127.0.0.1")
         session = Session(self.node, wire or self.wire, as_connection(connection), "127.0.0.1")
+        connection.on_room = session.on_room
         if principal is not None:
             session.open(principal)
         return Client(self, session, connection)
