@@ -162,6 +162,7 @@ def user(node: Node, name: str = "u1", *, issued_at: float = 1_000.0, **grants: 
         user=name,
         grants=node.auth._grants.grants(grants or {"a": ACTIONS}),
         issued_at=issued_at,
+        expires_at=9e9,
     )
 
 
