@@ -209,6 +209,14 @@ def _readings(args: argparse.Namespace) -> int:
         publisher.close()
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from server.cli_bench import bench
+    from server.cli_bench_flags import wanted
+
+    picture = None if args.plot is None else Path(args.plot)
+    return bench(*_server(args), wanted(args), picture, as_json=args.json)
+
+
 def _export(args: argparse.Namespace) -> int:
     from server.cli_export import export
 
@@ -260,6 +268,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "publish": _publish,
     "tail": _tail,
     "readings": _readings,
+    "bench": _bench,
     "export": _export,
     "import": _import,
 }

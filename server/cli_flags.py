@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from server import cli_bench_flags
+
 _MOST: Final = 100_000
 _SHORTEST_S: Final = 0.1
 _LONGEST_S: Final = 3600.0
@@ -141,12 +143,14 @@ def _take(args: argparse.Namespace, late: list[str]) -> bool:
 
 def _wrong(args: argparse.Namespace) -> str:
     """Return what is wrong with the arguments taken together, or nothing."""
-    if args.command not in ("publish", "tail", "readings"):
+    if args.command not in ("publish", "tail", "readings", "bench"):
         return ""
     if args.url is not None and (args.host is not None or args.port is not None):
         return "--url says where the server is: leave --host and --port out"
     if args.command == "readings":
         return ""
+    if args.command == "bench":
+        return cli_bench_flags.wrong(args)
     if args.command == "tail":
         several = len(set(args.channels)) > 1 and args.since is not None
         return "--since is a position in one channel: name one channel" if several else ""
@@ -198,6 +202,10 @@ def make_parser() -> argparse.ArgumentParser:
     _publish(command("publish", "publish an event", _PUBLISH_MORE))
     _tail(command("tail", "show the events of channels as they come", _TAIL_MORE))
     _readings(command("readings", "publish what this machine is doing", _READINGS_MORE))
+    bench = command("bench", "measure a running server", cli_bench_flags.BENCH_MORE)
+    cli_bench_flags.add_flags(bench)
+    _client(bench)
+    _json(bench)
     exported = command("export", "write archived events as lines of JSON", _EXPORT_MORE)
     _archived(exported, "where to write; .gz compresses; standard output if left out, or -")
     exported.add_argument(

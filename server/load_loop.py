@@ -16,7 +16,9 @@ _AT_ONCE: Final = 128
 _FINE_S: Final = 0.02
 # What is no longer is no event.
 _LEAST_BYTES: Final = 8
-_PUBLISHER: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+_SESSION: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_PUBLISHER: Final = _SESSION | select.EPOLLOUT
+_OVER: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 Take = Callable[[bytearray], int]
 """Reads a socket into the buffer and returns how much; raises BlockingIOError, OSError."""
@@ -53,7 +55,7 @@ class LoadLoop:
             self._takes[number] = take
             self._sessions[number] = session
             self.counts[number] = session.early
-            self._epoll.register(number, select.EPOLLIN | select.EPOLLET)
+            self._epoll.register(number, _SESSION)
         for sock, publisher in publishers:
             self._takes[sock.fileno()] = publisher.take
             self._epoll.register(sock.fileno(), _PUBLISHER)
@@ -64,7 +66,7 @@ class LoadLoop:
         Raises LoadFailed when there is no publishing any more.
         """
         epoll, takes, counts, buffer = self._epoll, self._takes, self.counts, self._buffer
-        least, most = _LEAST_BYTES, _BUFFER_BYTES
+        least, most, plain = _LEAST_BYTES, _BUFFER_BYTES, select.EPOLLIN
         if 0.0 < timeout_s < _FINE_S:
             select.select((epoll,), (), (), timeout_s)
             timeout_s = 0.0
@@ -72,11 +74,11 @@ class LoadLoop:
         number = -1
         while True:
             try:
-                for number, _ in ready:
+                for number, event in ready:
                     size = takes[number](buffer)
                     counts[number] += size
-                    if not least < size < most:
-                        self._odd(number, size)
+                    if event != plain or not least < size < most:
+                        self._odd(number, size, event)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -84,10 +86,10 @@ class LoadLoop:
                 continue
             return
 
-    def _odd(self, number: int, size: int) -> None:
+    def _odd(self, number: int, size: int, event: int) -> None:
         """Deal with a read that is no event, or that may not be all there is."""
-        while size == _BUFFER_BYTES:
-            # Of what is left an edge-triggered epoll says nothing.
+        while size == _BUFFER_BYTES or (size and event & _OVER):
+            # Of what is left an edge-triggered epoll says nothing, nor of the end behind it.
             size = self._takes[number](self._buffer)
             self.counts[number] += size
         session = self._sessions.get(number)

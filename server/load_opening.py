@@ -110,26 +110,26 @@ class Opening:
         """Open them all; raises LoadFailed, and then none of them stays open."""
         opened: list[Open | None] = [None] * len(wanted)
         waiting = deque(enumerate(wanted))
-        not_before = 0.0
-        started = progress_at = time.perf_counter()
+        pause_s = not_before = 0.0
+        started = opened_at = time.perf_counter()
         try:
             while waiting or self._flights:
                 now = time.perf_counter()
                 while waiting and len(self._flights) < self._parallel and now >= not_before:
                     self._launch(*waiting.popleft())
                 for flight, done in self._events(0.05 if self._flights else not_before - now):
-                    progress_at = time.perf_counter()
                     if isinstance(done, Open):
                         opened[flight.place] = done
+                        opened_at = time.perf_counter()
                         continue
                     # Refused for now; nothing else is tried before its time either.
                     waiting.append((flight.place, flight.wanted))
-                    not_before = progress_at + done
+                    pause_s, not_before = done, time.perf_counter() + done
                 self._heard(self._result.connections)
-                if time.perf_counter() - max(progress_at, not_before) > self._timeout_s:
+                if time.perf_counter() - opened_at > self._timeout_s + pause_s:
                     raise LoadFailed(
-                        f"the server did not answer {len(self._flights)} handshakes "
-                        f"within {self._timeout_s:g} s"
+                        f"the server opened no session within {self._timeout_s + pause_s:g} s; "
+                        f"{self._result.connections} of {len(wanted)} are open"
                     )
         except BaseException:
             for each in opened:
@@ -270,4 +270,4 @@ def _too_many(error: OSError, opened: int) -> str:
 
 
 def _broken(error: OSError) -> str:
-    return f"the connection failed: {error.strerror or error}"
+    return f"no connection: {error.strerror or error}"

@@ -11,6 +11,14 @@ from server.load_target import LoadFailed, Publishing, mark_of
 _SHOWN: Final = 300
 
 
+class PublishRefused(LoadFailed):
+    """The server refused an event; `answer` is what it said, or the part around its refusal."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(f"a publish was refused: {answer.decode('utf-8', 'replace')}")
+        self.answer = answer
+
+
 class LoadPublisher:
     """Sends events of its lanes, one after the other, and counts what was acknowledged.
 
@@ -86,10 +94,9 @@ class LoadPublisher:
         data = self._tail + buffer[:size]
         # What is split between two reads is seen once, and so is what was whole before.
         self.acked += data.count(way.acked) - self._tail.count(way.acked)
-        if way.refused in data:
+        if way.refused and way.refused in data:
             at = data.index(way.refused)
-            text = data[max(0, at - _SHOWN) : at + _SHOWN].decode("utf-8", "replace")
-            raise LoadFailed(f"a publish was refused: {text}")
+            raise PublishRefused(bytes(data[max(0, at - _SHOWN) : at + _SHOWN]))
         self._tail = bytes(data[-(max(len(way.acked), len(way.refused)) - 1) :])
         return size
 

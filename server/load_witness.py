@@ -21,7 +21,7 @@ class Witness:
 
     `lanes` says of each lane of its channels which channel that is. `sent` has the times at which
     the events of each lane were due. `late` is told for each event when it was due and how long it
-    took, if it was due from `since` on and before `until`.
+    took, if it was due from `since` on and before `until`. `other_bytes` are those of pings.
     """
 
     __slots__ = (
@@ -31,8 +31,10 @@ class Witness:
         "_next",
         "_rest",
         "_sent",
+        "_skipped",
         "bytes_of",
         "crc",
+        "other_bytes",
         "problems",
         "since",
         "until",
@@ -53,6 +55,8 @@ class Witness:
         self._next = dict.fromkeys(lanes, 0)
         self.bytes_of = dict.fromkeys(lanes.values(), 0)
         self.crc = 0
+        self.other_bytes = 0
+        self._skipped: dict[int, int] = {}
         self.problems: list[str] = []
         self.since = float("inf")
         self.until = float("inf")
@@ -74,35 +78,36 @@ class Witness:
             digits = data[at + len(MARK) : at + MARK_BYTES]
             number = int(digits) if digits.isdigit() else -1
             place, lane = divmod(number, count)
-            if expected.get(lane, -1) != place:
-                self._unexpected(number, place, lane)
+            if expected.get(lane, -1) != place and not self._skips_to(number, place, lane):
                 continue
             expected[lane] = place + 1
             self.bytes_of[lanes[lane]] += end - begin
             due = sent[lane][place]
             if self.since <= due < self.until:
                 self._late(due, now - due)
-        if bounds:
-            begin, end = bounds[0][0], bounds[-1][1]
-            if end - begin == sum(end - begin for begin, end in bounds):
-                self.crc = crc32(memoryview(data)[begin:end], self.crc)
-            else:
-                for begin, end in bounds:
-                    self.crc = crc32(memoryview(data)[begin:end], self.crc)
+        size = sum(end - begin for begin, end in bounds)
+        if size == taken:
+            self.crc = crc32(memoryview(data)[:taken], self.crc)
+            return
+        self.other_bytes += taken - size
+        for begin, end in bounds:
+            self.crc = crc32(memoryview(data)[begin:end], self.crc)
 
     def events_of(self, channel: int) -> int:
         """Return how many events of a channel have come."""
-        return sum(self._next[lane] for lane, own in self._lanes.items() if own == channel)
+        came = sum(self._next[lane] for lane, own in self._lanes.items() if own == channel)
+        return came - self._skipped.get(channel, 0)
 
     def came(self) -> int:
         """Return how many events have come."""
-        return sum(self._next.values())
+        return sum(self._next.values()) - sum(self._skipped.values())
 
     def missing(self) -> int:
-        """Return how many events were sent and have not come."""
+        """Return how many events were sent behind the last that came."""
         return sum(len(self._sent[lane]) - came for lane, came in self._next.items())
 
-    def _unexpected(self, number: int, place: int, lane: int) -> None:
+    def _skips_to(self, number: int, place: int, lane: int) -> bool:
+        """Note what is wrong with an event; say whether it is in order but for gaps before it."""
         expected = self._next.get(lane)
         if expected is None or number < 0 or place >= len(self._sent[lane]):
             self._problem(f"an event came that was not published to it: {number}")
@@ -110,7 +115,10 @@ class Witness:
             self._problem(f"event {number} came again, or behind later ones")
         else:
             self._problem(f"{place - expected} events are missing before event {number}")
-            self._next[lane] = place + 1
+            channel = self._lanes[lane]
+            self._skipped[channel] = self._skipped.get(channel, 0) + place - expected
+            return True
+        return False
 
     def _problem(self, text: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:

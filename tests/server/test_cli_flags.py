@@ -5,7 +5,7 @@ import pytest
 from server.cli_flags import parse
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings")
+COMMANDS = ("serve", "check", "config", "token", "key", "publish", "tail", "readings", "bench")
 
 
 def refused(capsys: Capture, *argv: str) -> str:
@@ -32,7 +32,7 @@ def test_the_help_names_every_command(capsys: Capture) -> None:
 
 
 def test_the_help_warns_of_a_key_on_the_command_line(capsys: Capture) -> None:
-    for command in ("publish", "tail", "readings"):
+    for command in ("publish", "tail", "readings", "bench"):
         with pytest.raises(SystemExit):
             parse([command, "--help"])
         assert "others on this machine can see it" in " ".join(capsys.readouterr().out.split())
