@@ -10,13 +10,15 @@ from array import array
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
+from msgspec.structs import replace
+
 from server.load_layout import Layout
 from server.load_loop import LoadLoop, Take
 from server.load_opening import Open, Opened, Opening, Wanted
 from server.load_publisher import LoadPublisher
 from server.load_report import LoadReport
 from server.load_run import Moment, Plan, Run
-from server.load_target import Target, padding
+from server.load_target import Target, Wire, padding
 from server.load_verdict import Session
 from server.load_witness import Witness
 
@@ -35,6 +37,7 @@ class Load:
         self._padding = padding(size)
         self._sent = [array("d") for _ in range(layout.lanes)]
         self._loop = LoadLoop()
+        self._wires = list(target.wires)
         self._open: list[Open] = []
         self._sessions: list[Session] = []
         self._publishers: list[LoadPublisher] = []
@@ -55,6 +58,7 @@ class Load:
             heard,
         )
         self._open += sessions
+        self._wires = [self._keeping_alive(place, sessions) for place in range(len(self._wires))]
         self._set_up(sessions)
         ways = [self._target.publishing() for _ in range(layout.publishers)]
         wanted = [
@@ -79,6 +83,14 @@ class Load:
                 LoadPublisher(each.sock, way, lanes, names, self._padding, self._sent)
             )
         return how
+
+    def _keeping_alive(self, place: int, opened: Sequence[Open]) -> Wire:
+        wire = self._wires[place]
+        for number, each in enumerate(opened):
+            if self._layout.wire_of(number) == place:
+                found = wire.keepalive_of(each.said)
+                return wire if found is None else replace(wire, keepalive_s=found)
+        return wire
 
     def _session_wanted(self, number: int) -> Wanted:
         layout = self._layout
@@ -161,7 +173,7 @@ class Load:
         try:
             self._run = Run(
                 self._loop,
-                self._target.wires,
+                self._wires,
                 self._sessions,
                 self._publishers,
                 plan,

@@ -6,13 +6,17 @@ from typing import Final, Literal
 
 import msgspec
 
-from server.load_frames import masked
+from server.load_frames import PONG_MASKED, masked
 from server.load_target import Publishing, Target, Wire
 
 Encoding = Literal["json", "msgpack", "mixed"]
 How = Literal["ws", "http", "array", "ndjson"]
 
 _KEY: Final = "MDEyMzQ1Njc4OWFiY2RlZg=="
+# Two chances before each ping.
+_PART: Final = 0.4
+_PING_TEXT: Final = re.compile(rb'"ping_s":(\d{1,9})')
+_PING_PACKED: Final = re.compile(rb"\xa6ping_s([\x00-\x7f]|\xcc.|\xcd..)", re.DOTALL)
 _MOST_PAUSE_S: Final = 30.0
 _RATE_LIMITED: Final = b'"rate_limited"'
 _RETRY_AFTER: Final = re.compile(rb"(?i)\r\nretry-after: *(\d{1,4})\r\n")
@@ -77,6 +81,17 @@ def again(answer: bytes) -> float | None:
     return min(_MOST_PAUSE_S, float(found[1])) if found else 1.0
 
 
+def _keepalive_of(said: bytes) -> float | None:
+    """Return how often a session has to be heard, by what it was told when it connected."""
+    if found := _PING_TEXT.search(said):
+        ping_s = int(found[1])
+    elif found := _PING_PACKED.search(said):
+        ping_s = msgspec.msgpack.decode(found[1], type=int)
+    else:
+        return None
+    return ping_s * _PART
+
+
 def _handshake(prefix: str, where: str, shown: str, encoding: str) -> bytes:
     return (
         f"GET {prefix}/v1/ws HTTP/1.1\r\nHost: {where}\r\nUpgrade: websocket\r\n"
@@ -112,6 +127,7 @@ def _wire(encoding: str, hello: Callable[[int], bytes], *, anonymous: bool) -> W
         hello=hello,
         first=first,
         ready=_mark(encoding, "subscribed"),
+        keepalive_of=_keepalive_of,
         refused=_mark(encoding, "error"),
     )
 
@@ -140,6 +156,7 @@ def _over_session(encoding: str, hello: bytes, *, anonymous: bool) -> Publishing
         hello=hello,
         first=_message(encoding, type="connect", ref=1) if anonymous else b"",
         ready=_mark(encoding, "connected"),
+        keepalive=PONG_MASKED,
     )
 
 

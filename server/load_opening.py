@@ -36,9 +36,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(msgspec.Struct, frozen=True):
-    """An open connection, not blocking, and the bytes that came behind what was waited for."""
+    """An open connection, not blocking; what was said until it was, and what came behind that."""
 
     sock: socket.socket
+    said: bytes
     rest: bytes
 
 
@@ -59,7 +60,17 @@ class Opened(msgspec.Struct):
 class _Flight:
     """One connection on its way to be open."""
 
-    __slots__ = ("buffer", "confirmed", "head", "place", "said", "sock", "started", "wanted")
+    __slots__ = (
+        "buffer",
+        "confirmed",
+        "head",
+        "messages",
+        "place",
+        "said",
+        "sock",
+        "started",
+        "wanted",
+    )
 
     def __init__(self, place: int, wanted: Wanted, sock: socket.socket) -> None:
         self.place = place
@@ -68,6 +79,7 @@ class _Flight:
         self.started = time.perf_counter()
         self.buffer = b""
         self.head = b""
+        self.messages = b""
         self.said = False
         self.confirmed = 0
 
@@ -185,7 +197,7 @@ class Opening:
             if failed := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(failed, os.strerror(failed))
             if not wanted.hello:
-                return Open(sock, b"")
+                return Open(sock, b"", b"")
             flight.said = True
             sock.sendall(wanted.hello)
             self._epoll.modify(sock.fileno(), select.EPOLLIN)
@@ -207,7 +219,7 @@ class Opening:
         if flight.confirmed < wanted.confirmations:
             self._confirm(flight)
         if flight.confirmed >= wanted.confirmations:
-            return Open(sock, flight.buffer)
+            return Open(sock, flight.messages, flight.buffer)
         if not data:
             raise LoadFailed("the server closed a session before it was ready")
         return None
@@ -224,6 +236,7 @@ class Opening:
                 if flight.confirmed == wanted.confirmations:
                     taken = end
                     break
+        flight.messages += flight.buffer[:taken]
         flight.buffer = flight.buffer[taken:]
 
     def _refused(self, flight: _Flight, *, over: bool) -> float | None:

@@ -100,6 +100,11 @@ class LoadPublisher:
         self._tail = bytes(data[-(max(len(way.acked), len(way.refused)) - 1) :])
         return size
 
+    def keep_alive(self) -> None:
+        """Let the server hear that this is still there."""
+        if self._way.keepalive and not self._out:
+            self._send(self._way.keepalive)
+
     def flush(self) -> None:
         """Send what waits, as far as the kernel takes it."""
         out, self._out = self._out, deque()

@@ -170,6 +170,8 @@ class Run:
 
         def publish(now: float) -> float:
             for due in schedule.due(now, self._until):
+                if self._over():
+                    break
                 publishers[self._turn % len(publishers)].publish((due,) * batch)
                 self._turn += 1
                 if due >= self._since:
@@ -208,6 +210,9 @@ class Run:
         for place, wire in enumerate(self._wires):
             if not wire.keepalive_s:
                 continue
+            if int(since / wire.keepalive_s) != int(now / wire.keepalive_s):
+                for each in self._publishers:
+                    each.keep_alive()
             first, last = (int(at / wire.keepalive_s * count) for at in (since, now))
             for number in range(first, min(last, first + count)):
                 session = self._sessions[number % count]

@@ -45,7 +45,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     given its channels; it is ready when `ready` stood in as many messages as it has channels (at
     once, if empty). A message with `refused` in it before that is an error. `ping` is what the
     server sends unasked, as a whole frame, and `keepalive` what it wants to hear every
-    `keepalive_s` (0: nothing).
+    `keepalive_s` (0: nothing). `keepalive_of` may find another time in what the server said while
+    the first session was opened.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     ping: bytes = PING
     keepalive: bytes = PONG_MASKED
     keepalive_s: float = 10.0
+    keepalive_of: Callable[[bytes], float | None] = lambda _: None
 
 
 class Publishing(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +69,8 @@ class Publishing(msgspec.Struct, frozen=True, kw_only=True):
     `accepted`; then `first` is sent, and it is ready when `ready` was seen. `build` makes one
     message of events, each a channel and the data's mark; it is called once for each message, in
     the order in which they are sent on this connection. `acked` stands once in what the server
-    says of every event that was taken, `refused` wherever it says no.
+    says of every event that was taken, `refused` wherever it says no. `keepalive` is sent as often
+    as a subscriber's, if there is one.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Publishing(msgspec.Struct, frozen=True, kw_only=True):
     ready: bytes = b""
     accepted: bytes = b"HTTP/1.1 101"
     frames: Framing = websocket_frames
+    keepalive: bytes = b""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,7 +79,13 @@ class Standard:
             if session.witness is not None:
                 self._witnesses[session.wire].append(session.witness)
 
+        self._events: dict[tuple[int, int], int] = {}
         self._choose()
+
+    def _tally(self) -> None:
+        of = {id(witness): witness.events() for witness in self._seen.values()}
+        for pair, witness in self._seen.items():
+            self._events[pair] = of[id(witness)][pair[1]]
 
     def _choose(self) -> None:
         """Let that witness of each channel count that has seen nothing wrong, or else most."""
@@ -102,12 +108,8 @@ class Standard:
         return sum(self._bytes(wire, channel) for channel in session.channels)
 
     def events(self, session: Session) -> int:
-        """Return how many events a session has to have."""
-        found = 0
-        for channel in session.channels:
-            if witness := self._seen.get((session.wire, channel)):
-                found += witness.events_of(channel)
-        return found
+        """Return how many events a session has to have, after `judge`."""
+        return sum(self._events.get((session.wire, channel), 0) for channel in session.channels)
 
     def surplus(self, session: Session, count: int) -> int:
         """Return how many bytes more than expected a session has; 0 if it may be pings.
@@ -150,6 +152,7 @@ class Standard:
     def judge(self, counts: Sequence[int]) -> Verdict:
         """Return what has come of what was published, `counts` by session."""
         self._choose()
+        self._tally()
         problems: list[str] = []
         delivered = compared = 0
         for session, count in zip(self._sessions, counts, strict=True):

@@ -93,10 +93,14 @@ class Witness:
         for begin, end in bounds:
             self.crc = crc32(memoryview(data)[begin:end], self.crc)
 
-    def events_of(self, channel: int) -> int:
-        """Return how many events of a channel have come."""
-        came = sum(self._next[lane] for lane, own in self._lanes.items() if own == channel)
-        return came - self._skipped.get(channel, 0)
+    def events(self) -> dict[int, int]:
+        """Return how many events have come, by channel."""
+        found = dict.fromkeys(self.bytes_of, 0)
+        for lane, channel in self._lanes.items():
+            found[channel] += self._next[lane]
+        for channel, skipped in self._skipped.items():
+            found[channel] -= skipped
+        return found
 
     def came(self) -> int:
         """Return how many events have come."""

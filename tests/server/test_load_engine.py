@@ -136,6 +136,11 @@ def test_open_loop_sends_on_though_nothing_is_acknowledged() -> None:
     assert report.lag.total == 50
 
 
+@pytest.mark.parametrize("plan", [PLAN, Plan(seconds=20.0, warmup_s=0.0, rate=5e5, events=EVENTS)])
+def test_no_more_events_than_asked_for(plan: Plan) -> None:
+    assert run(plan=plan).published == EVENTS
+
+
 def test_events_of_several_publishers_are_in_order_for_each() -> None:
     report = run(publishers=3)
     assert report.ok

@@ -38,7 +38,7 @@ def test_events_are_counted_by_channel_in_events_and_bytes() -> None:
     witness = watched.witness
     size = len(event(0))
     assert witness.problems == []
-    assert (witness.events_of(0), witness.events_of(1), witness.came()) == (3, 2, 5)
+    assert (witness.events(), witness.came()) == ({0: 3, 1: 2}, 5)
     assert witness.bytes_of == {0: 3 * size, 1: 2 * size}
     assert witness.missing() == 15
 
