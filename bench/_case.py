@@ -172,28 +172,36 @@ def measure(
     with peer.start() as server:
         with Load(peer.target(server.port, layout), layout, size=size) as load:
             load.open()
+            before = server.ticks()
             report = load.run(plan, servers=server.pids())
+            user, system = (now - then for now, then in zip(server.ticks(), before, strict=True))
     note("")
     if report.problems:
         raise LoadFailed(f"{peer.name} {variant}: {'; '.join(report.problems[:3])}")
-    return figure_of(peer.name, report, variant)
+    found = figure_of(peer.name, report, variant)
+    if user + system:
+        found.server_kernel = system / (user + system)
+    return found
 
 
 def figure_of(who: str, report: LoadReport, variant: str = "") -> Figure:
-    """Return what is of interest in a report."""
+    """Return what is of interest in a report; `delivery_us` is the server's CPU for a delivery."""
     latency = report.latency_ms()
+    spent = sum(each.cpu for each in report.servers.values())
+    rate = report.delivered_per_s
     return Figure(
         who=who,
         variant=variant,
         values={
-            "delivered_per_s": report.delivered_per_s,
+            "delivered_per_s": rate,
             "published_per_s": report.published_per_s,
+            "delivery_us": spent / rate * 1e6 if rate else 0.0,
             "p50_ms": latency["p50"],
             "p99_ms": latency["p99"],
         },
         load_cpu=None if report.own is None else report.own.cpu,
         load_busy=None if report.own is None else report.own.busy,
-        server_cpu=sum(each.cpu for each in report.servers.values()),
+        server_cpu=spent,
         warning=report.warning,
     )
 

@@ -14,7 +14,8 @@ class Figure(msgspec.Struct, kw_only=True):
 
     `values` are named with their unit (`_per_s`, `_ms`, `_us`, `_bytes`, `_s`; a share has none).
     CPU is in cores; `load_busy` counts also the time in which the load waited for its core. Where
-    that is too much, `warning` says that the figures are lower bounds.
+    that is too much, `warning` says that the figures are lower bounds. `server_kernel` is the part
+    of the server's CPU that the kernel took: system calls, and what they copy.
     """
 
     who: str
@@ -23,6 +24,7 @@ class Figure(msgspec.Struct, kw_only=True):
     load_cpu: float | None = None
     load_busy: float | None = None
     server_cpu: float | None = None
+    server_kernel: float | None = None
     warning: str = ""
     rounds: int = 1
 
@@ -151,6 +153,7 @@ def _median(taken: Sequence[Figure]) -> Figure:
         load_cpu=_middle([f.load_cpu for f in taken]),
         load_busy=_middle([f.load_busy for f in taken]),
         server_cpu=_middle([f.server_cpu for f in taken]),
+        server_kernel=_middle([f.server_kernel for f in taken]),
         # One round that was held up is outvoted by others that were not.
         warning=sorted(f.warning for f in taken)[len(taken) // 2],
         rounds=len(taken),
@@ -199,7 +202,7 @@ def table(result: Result) -> str:
         [
             figure.variant,
             figure.who,
-            *(f"{_word(name)} {shown(name, value)}" for name, value in figure.values.items()),
+            *(f"{worded(name)} {shown(name, value)}" for name, value in figure.values.items()),
             _cpu("load", figure.load_cpu),
             _cpu("server", figure.server_cpu),
             "LOAD WAS THE LIMIT" if figure.warning else "",
@@ -228,10 +231,16 @@ def said(claim: Claim) -> str:
     return f"{claim.what}: {shown(claim.unit, claim.value)}{asked}"
 
 
-def _word(name: str) -> str:
+def worded(name: str) -> str:
+    """Return what a value is, without its unit, for people."""
     end = next((end for end in _UNITS if name.endswith(end)), "")
     return name.removesuffix(end).replace("_", " ")
 
 
+def cpu_shown(cores: float | None) -> str:
+    """Return CPU for people, in percent of a core; nothing if it is not known."""
+    return "" if cores is None else f"{cores * 100:.0f} %"
+
+
 def _cpu(who: str, cores: float | None) -> str:
-    return "" if cores is None else f"{who} CPU {cores:.0%}"
+    return "" if cores is None else f"{who} CPU {cpu_shown(cores)}"

@@ -145,7 +145,7 @@ class Server:
                     fields = (entry / "stat").read_text().rsplit(") ", 1)[1].split()
                 except (OSError, IndexError):
                     continue
-                if int(fields[2]) == self._process.pid:
+                if int(fields[2]) == self._process.pid and fields[0] != "Z":
                     found.append(int(entry.name))
         return sorted(found)
 
@@ -170,6 +170,11 @@ class Server:
     def cpu_s(self) -> float:
         """Return the CPU time that all of it has used."""
         return sum(map(_cpu_s, self.pids()))
+
+    def ticks(self) -> tuple[int, int]:
+        """Return the CPU time that all of it has used, user and system, in ticks of the kernel."""
+        found = [_ticks(pid) for pid in self.pids()]
+        return sum(user for user, _ in found), sum(system for _, system in found)
 
     def stop(self) -> None:
         """End it at once, with all of its processes; may be called twice."""
@@ -201,12 +206,15 @@ def _cpu_s(pid: int) -> float:
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
     except FileNotFoundError:
-        pass
+        return sum(_ticks(pid)) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int) -> tuple[int, int]:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0, 0
+    return int(fields[11]), int(fields[12])
 
 
 def listens(port: int) -> bool:

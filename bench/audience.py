@@ -127,16 +127,19 @@ def run(options: Namespace, result: Result) -> None:
         result.figures.append(
             Figure(who=OURS, variant=variant, values=values, rounds=options.rounds)
         )
-    result.claims.append(
-        Claim(
-            key="audience.spread",
-            what="CPU for a delivery, the dearest against the cheapest,"
-            f" {sizes[0]} to {sizes[-1]:,} subscribers",
-            value=max(each_us.values()) / min(each_us.values()),
-            target=MOST_SPREAD,
-            at_most=True,
+    cheapest = min(each_us.values())
+    # Of too few deliveries nothing can be told.
+    if cheapest > 0:
+        result.claims.append(
+            Claim(
+                key="audience.spread",
+                what="CPU for a delivery, the dearest against the cheapest,"
+                f" {sizes[0]} to {sizes[-1]:,} subscribers",
+                value=max(each_us.values()) / cheapest,
+                target=MOST_SPREAD,
+                at_most=True,
+            )
         )
-    )
     with galecast() as server:
         during, without, lag_ms = stalls(server, options.most, options.broadcasts)
     for key, what, found in (

@@ -17,7 +17,7 @@ from server.load_run import Plan
 
 OPTIONS = {
     "sessions": (300, 1000, "subscribers, all of one channel"),
-    "seconds": (0.7, 3.0, "how long each is measured in a round"),
+    "seconds": (0.6, 2.5, "how long each is measured in a round"),
     "rounds": (1, 3, "how often"),
     "size": (128, 128, "bytes of an event's data"),
 }

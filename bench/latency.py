@@ -16,7 +16,7 @@ from server.load_run import Plan
 
 OPTIONS = {
     "sessions": (300, 1000, "subscribers, all of one channel"),
-    "seconds": (1.0, 5.0, "how long each is measured in a round"),
+    "seconds": (1.0, 4.0, "how long each is measured in a round"),
     "rounds": (1, 3, "how often"),
 }
 RATES = (20, 100, 150)
@@ -31,7 +31,7 @@ def run(options: Namespace, result: Result) -> None:
     everyone = [ours(), *beside(options, result)]
 
     def turn(peer: Peer, rate: int) -> Figure:
-        plan = Plan(seconds=options.seconds, warmup_s=0.5, rate=rate)
+        plan = Plan(seconds=options.seconds, warmup_s=options.seconds / 8, rate=rate)
         return measure(peer, layout, plan, variant=f"{rate} events/s")
 
     for rate in RATES:

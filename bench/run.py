@@ -30,7 +30,7 @@ CASES: Final = (
     "saturating",
     "latency",
     "many_channels",
-    "encodings",
+    "mixed_encodings",
     "sizes",
     "publishing",
     "handshakes",

@@ -17,7 +17,7 @@ from server.load_run import Plan
 OPTIONS = {
     "sessions": (300, 1000, "subscribers, all of one channel"),
     "in_flight": (64, 64, "publishes that wait for their acknowledgement"),
-    "seconds": (1.0, 4.0, "how long each is measured in a round"),
+    "seconds": (1.0, 3.0, "how long each is measured in a round"),
     "rounds": (1, 3, "how often"),
 }
 OVER_WEBSOCKET = f"{OURS} (ws)"

@@ -14,7 +14,7 @@ from server.load_run import Plan
 
 OPTIONS = {
     "sessions": (300, 1000, "subscribers, all of one channel"),
-    "seconds": (0.5, 2.0, "how long each is measured in a round"),
+    "seconds": (0.5, 1.6, "how long each is measured in a round"),
     "rounds": (1, 2, "how often"),
 }
 SIZES = {"64 B": 64, "256 B": 256, "1 KB": 1024, "4 KB": 4096, "16 KB": 16_384}

@@ -58,7 +58,11 @@ def turn(peer: Peer, variant: str, options: Namespace) -> Figure:
     slow = max(1, round(options.sessions * options.share)) if variant == SOME else 0
     layout = Layout(sessions=options.sessions - slow)
     plan = Plan(
-        seconds=options.seconds, warmup_s=1.0, rate=options.rate, compare_every=16, patience_s=15.0
+        seconds=options.seconds,
+        warmup_s=options.seconds / 5,
+        rate=options.rate,
+        compare_every=16,
+        patience_s=15.0,
     )
     note(f"{peer.name} {variant}")
     with peer.start() as server, ExitStack() as stack:

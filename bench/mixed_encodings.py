@@ -37,7 +37,7 @@ def run(options: Namespace, result: Result) -> None:
         claim_ratio(
             result,
             rounds,
-            f"encodings.{peer.name.partition('(')[2].rstrip(')')}",
+            f"mixed_encodings.{peer.name.partition('(')[2].rstrip(')')}",
             f"events delivered per second, {peer.name} against JSON",
             "delivered_per_s",
             peer.name,
@@ -45,7 +45,7 @@ def run(options: Namespace, result: Result) -> None:
         )
 
 
-CASE = Case("encodings", __doc__, OPTIONS, run)
+CASE = Case("mixed_encodings", __doc__, OPTIONS, run)
 
 if __name__ == "__main__":
     sys.exit(CASE.main())
