@@ -243,6 +243,8 @@ def galecast(
         "GALECAST_LIMITS_KEY_REQUESTS_PER_S": "0",
         "GALECAST_LIMITS_KEY_PUBLISHES_PER_S": "0",
         "GALECAST_LIMITS_CONTROL_FRAMES_PER_S": "0",
+        # Peers send no pings either; and while thousands are opened nobody would answer them.
+        "GALECAST_SESSION_PING_S": "600",
         **{f"GALECAST_{name.upper()}": str(value) for name, value in (settings or {}).items()},
     }
     command = [sys.executable, "-m", "server.cli", "serve", "--dev", "--port", "0", *more]

@@ -40,9 +40,11 @@ SIZES = (10, 100, 1000, 5000, 15_000)
 _DELIVERIES_PER_S = 60_000
 _EVENTS_PER_S = 400.0
 _LEAST_EVENTS = 20
+_ENOUGH = 100
 _PATIENCE_S = 10.0
 MOST_STALL_MS = 10.0
 MOST_SPREAD = 2.0
+MOST_BEND = 1.5
 
 
 def cpu_per_event(subscribers: int, deliveries: int) -> float:
@@ -109,6 +111,38 @@ def collect(held: Sequence[Open]) -> float:
     return time.perf_counter() - began
 
 
+def claim_line(result: Result, costs: dict[int, float]) -> None:
+    """Say how straight the line is on which the cost of an event (s) lies, by its subscribers."""
+    most = max(costs)
+    slope = (costs[most] - costs[1]) / (most - 1)
+    line = {size: costs[1] + slope * (size - 1) for size in costs}
+    # Of few deliveries the rest of an event's cost hides what each of them costs.
+    each = [(costs[size] - costs[1]) / (size - 1) for size in costs if size >= _ENOUGH]
+    if slope <= 0 or (each and min(each) <= 0):
+        # Too few events to tell.
+        return
+    result.claims.append(
+        Claim(
+            key="audience.line",
+            what=f"CPU for an event with 1 to {most:,} subscribers, farthest from a straight line",
+            value=max(max(costs[n] / line[n], line[n] / costs[n]) for n in costs),
+            target=MOST_BEND,
+            at_most=True,
+        )
+    )
+    if each:
+        result.claims.append(
+            Claim(
+                key="audience.spread",
+                what="CPU for a further delivery, the dearest against the cheapest,"
+                f" {_ENOUGH} to {most:,} subscribers",
+                value=max(each) / min(each),
+                target=MOST_SPREAD,
+                at_most=True,
+            )
+        )
+
+
 def run(options: Namespace, result: Result) -> None:
     """Measure each size, then watch the loop."""
     sizes = [size for size in SIZES if size < options.most] + [options.most]
@@ -127,19 +161,7 @@ def run(options: Namespace, result: Result) -> None:
         result.figures.append(
             Figure(who=OURS, variant=variant, values=values, rounds=options.rounds)
         )
-    cheapest = min(each_us.values())
-    # Of too few deliveries nothing can be told.
-    if cheapest > 0:
-        result.claims.append(
-            Claim(
-                key="audience.spread",
-                what="CPU for a delivery, the dearest against the cheapest,"
-                f" {sizes[0]} to {sizes[-1]:,} subscribers",
-                value=max(each_us.values()) / cheapest,
-                target=MOST_SPREAD,
-                at_most=True,
-            )
-        )
+    claim_line(result, {1: alone, **{size: statistics.median(costs[size]) for size in sizes}})
     with galecast() as server:
         during, without, lag_ms = stalls(server, options.most, options.broadcasts)
     for key, what, found in (

@@ -15,6 +15,7 @@ import msgspec
 from _case import Case, beside, claim_ratio, note, ours, take_turns
 from _peers import Peer
 from _results import OURS, Claim, Figure, Result, Rounds
+from _servers import galecast
 from server.load_engine import Load
 from server.load_layout import Layout
 from server.load_run import Plan
@@ -27,7 +28,7 @@ MOST_BYTES = 4096
 # What was opened or closed has been dealt with.
 SETTLE_S = 1.5
 _WARM_UP = 200
-_PING_S = 25.0
+_PING_S = 25.0  # the default
 
 
 def turn(peer: Peer, options: Namespace) -> Figure:
@@ -64,7 +65,8 @@ def turn(peer: Peer, options: Namespace) -> Figure:
 def run(options: Namespace, result: Result) -> None:
     """Measure ours and a plain handler, once each: memory hardly differs from run to run."""
     rounds = Rounds()
-    everyone = [ours(), *beside(options, result)]
+    start = partial(galecast, settings={"session_ping_s": _PING_S})
+    everyone = [ours(start=start), *beside(options, result)]
     take_turns(rounds, result, 1, [(peer.name, partial(turn, peer, options)) for peer in everyone])
     result.figures = rounds.figures()
     figure = result.figure(OURS)
