@@ -5,8 +5,6 @@ under peers/, as its own users would write it; where it cannot run, `missing` sa
 """
 
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +19,24 @@ from urllib.parse import urlencode
 import jwt
 import msgspec
 
+from _installed import (
+    PROGRAMS,
+    PYTHON,
+    compiler_version,
+    distribution_version,
+    find_compiler,
+    find_nchan,
+    find_nginx,
+    find_program,
+    go_version,
+    nginx_version,
+    no_nchan,
+    no_package,
+    no_program,
+    no_python,
+    package_version,
+    python_version,
+)
 from _servers import Server, free_port, raise_file_limit
 from _wires import (
     http_publishing,
@@ -33,15 +49,6 @@ from server.load_frames import masked
 from server.load_layout import Layout
 from server.load_target import Publishing, Target, Wire
 
-PROGRAMS: Final = Path(__file__).resolve().parent / "peers"
-INSTALLED: Final = PROGRAMS.parent / ".peers"
-_PYTHON: Final = INSTALLED / "venv" / "bin" / "python"
-_SBIN: Final = "/usr/sbin:/usr/local/sbin"
-_NCHAN: Final = (
-    "/usr/lib/nginx/modules/ngx_nchan_module.so",
-    "/usr/lib64/nginx/modules/ngx_nchan_module.so",
-    "/usr/share/nginx/modules/ngx_nchan_module.so",
-)
 # The key that a compiled Mercure and the token of its publisher are made of; it guards nothing.
 _MERCURE_KEY: Final = "a-key-for-benchmarks-of-32-bytes-"
 _CENTRIFUGO_KEY: Final = "bench"
@@ -67,117 +74,12 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     wires: int = 1
 
 
-# ---- what there is on this machine
-
-
-def _nginx() -> str | None:
-    return os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("nginx", path=_SBIN)
-
-
-def _nchan_module() -> str | None:
-    named = os.environ.get("NCHAN_MODULE")
-    return next((path for path in ([named] if named else _NCHAN) if Path(path).exists()), None)
-
-
-def _no_nchan() -> str:
-    if _nginx() is None:
-        return "there is no nginx"
-    return "" if _nchan_module() else "nginx has no nchan (Debian: libnginx-mod-nchan)"
-
-
-def _no_package(name: str) -> Callable[[], str]:
-    def missing() -> str:
-        if shutil.which("node") is None:
-            return "there is no node"
-        installed = (PROGRAMS / "node_modules" / name / "package.json").exists()
-        return "" if installed else "it is not installed (make peers)"
-
-    return missing
-
-
-def _no_python() -> str:
-    return "" if _PYTHON.exists() else "it is not installed (make peers)"
-
-
-def find_program(name: str) -> str | None:
-    """Return a program that was compiled for the benchmarks, or is on the PATH."""
-    built = INSTALLED / "bin" / name
-    return str(built) if built.exists() else shutil.which(name)
-
-
-def _no_program(name: str) -> Callable[[], str]:
-    return lambda: "" if find_program(name) else "it is not installed (make peers, with Go)"
-
-
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CC", "cc"))
-
-
-# ---- which versions there are
-
-
-def _python_version() -> str:
-    return f"Python {platform.python_version()}"
-
-
-def _said(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return (done.stdout or done.stderr).strip()
-
-
-def _compiler_version() -> str:
-    return _said(_compiler() or "cc", "--version").partition("\n")[0]
-
-
-def _nginx_version() -> str:
-    # What nchan is of is known to the distribution only.
-    nchan = ""
-    if shutil.which("dpkg-query"):
-        nchan = _said("dpkg-query", "--show", "--showformat=${Version}", "libnginx-mod-nchan")
-    nginx = _said(_nginx() or "nginx", "-v").rpartition("/")[2]
-    return f"{nchan or 'version unknown'} in nginx {nginx}"
-
-
-def _go_version(module: str) -> Callable[[], str]:
-    def version() -> str:
-        text = (PROGRAMS / module.rpartition("/")[2] / "go.mod").read_text()
-        found = re.search(rf"\s{module}\S* (v\S+)", text)
-        return found[1] if found else ""
-
-    return version
-
-
-def _package_version(name: str) -> Callable[[], str]:
-    def version() -> str:
-        package = msgspec.json.decode(
-            (PROGRAMS / "node_modules" / name / "package.json").read_bytes()
-        )
-        return f"{package['version']}, Node.js {_said('node', '--version')}"
-
-    return version
-
-
-def _distribution_version(*names: str) -> Callable[[], str]:
-    def version() -> str:
-        folder = _PYTHON.parent.parent / "lib"
-        found = []
-        for name in names:
-            pattern = f"*/site-packages/{name.replace('-', '_')}-*.dist-info"
-            found += [
-                f"{name} {path.name.removesuffix('.dist-info').rpartition('-')[2]}"
-                for path in folder.glob(pattern)
-            ]
-        return ", ".join([*found, _python_version()])
-
-    return version
-
-
 # ---- how they are started
 
 
 @contextmanager
 def _nchan() -> Iterator[Server]:
-    nginx, module, port = _nginx(), _nchan_module(), free_port()
+    nginx, module, port = find_nginx(), find_nchan(), free_port()
     assert nginx is not None
     assert module is not None
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -204,7 +106,7 @@ def _nchan() -> Iterator[Server]:
 
 @contextmanager
 def _bare() -> Iterator[Server]:
-    compiler = _compiler()
+    compiler = find_compiler()
     assert compiler is not None
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         program = Path(name) / "bare_send"
@@ -219,7 +121,7 @@ def _node(script: str) -> Callable[[], Server]:
 
 
 def _python(script: str) -> Callable[[], Server]:
-    return lambda: Server([str(_PYTHON), str(PROGRAMS / script)])
+    return lambda: Server([str(PYTHON), str(PROGRAMS / script)])
 
 
 @contextmanager
@@ -357,16 +259,16 @@ PEERS: Final = (
     Peer(
         name="bare_send",
         title="bare `send()` in C, the physical limit",
-        version=_compiler_version,
-        missing=lambda: "" if _compiler() else "there is no C compiler",
+        version=compiler_version,
+        missing=lambda: "" if find_compiler() else "there is no C compiler",
         start=_bare,
         target=_to("bare_send", _by_address(_WS), http_publishing),
     ),
     Peer(
         name="nchan",
         title="nchan (C, in nginx)",
-        version=_nginx_version,
-        missing=_no_nchan,
+        version=nginx_version,
+        missing=no_nchan,
         start=_nchan,
         target=_to(
             "nchan",
@@ -378,8 +280,8 @@ PEERS: Final = (
     Peer(
         name="centrifugo",
         title="Centrifugo (Go)",
-        version=_go_version("github.com/centrifugal/centrifugo"),
-        missing=_no_program("centrifugo"),
+        version=go_version("github.com/centrifugal/centrifugo"),
+        missing=no_program("centrifugo"),
         start=_centrifugo,
         target=_to(
             "centrifugo",
@@ -396,8 +298,8 @@ PEERS: Final = (
     Peer(
         name="mercure",
         title="Mercure (Go, SSE)",
-        version=_go_version("github.com/dunglas/mercure"),
-        missing=_no_program("mercure"),
+        version=go_version("github.com/dunglas/mercure"),
+        missing=no_program("mercure"),
         start=_mercure,
         target=_to(
             "mercure",
@@ -410,53 +312,53 @@ PEERS: Final = (
     Peer(
         name="ws",
         title="`ws` (Node.js)",
-        version=_package_version("ws"),
-        missing=_no_package("ws"),
+        version=package_version("ws"),
+        missing=no_package("ws"),
         start=_node("ws_server.js"),
         target=_to("ws", _by_address(_WS), http_publishing),
     ),
     _socket_io(
         "socket.io",
         "Socket.IO (Node.js)",
-        _package_version("socket.io"),
-        _no_package("socket.io"),
+        package_version("socket.io"),
+        no_package("socket.io"),
         _node("socketio_server.js"),
     ),
     Peer(
         name="websockets",
         title="python-websockets, `broadcast()`",
-        version=_distribution_version("websockets"),
-        missing=_no_python,
+        version=distribution_version("websockets"),
+        missing=no_python,
         start=_python("websockets_server.py"),
         target=_to("websockets", _by_address(_WS), lambda: websocket_publishing("/publish")),
     ),
     _socket_io(
         "python-socketio",
         "python-socketio (uvicorn)",
-        _distribution_version("python-socketio", "uvicorn"),
-        _no_python,
+        distribution_version("python-socketio", "uvicorn"),
+        no_python,
         _python("python_socketio_server.py"),
     ),
     Peer(
         name="starlette",
         title="Starlette (uvicorn)",
-        version=_distribution_version("starlette", "uvicorn"),
-        missing=_no_python,
+        version=distribution_version("starlette", "uvicorn"),
+        missing=no_python,
         start=_python("starlette_server.py"),
         target=_to("starlette", _by_address(_WS), http_publishing),
     ),
     Peer(
         name="channels",
         title="Django Channels (uvicorn)",
-        version=_distribution_version("channels", "django", "uvicorn"),
-        missing=_no_python,
+        version=distribution_version("channels", "django", "uvicorn"),
+        missing=no_python,
         start=_python("channels_server.py"),
         target=_to("channels", _by_address(_WS), http_publishing),
     ),
     Peer(
         name="write_message",
         title="a loop over Tornado's `write_message`",
-        version=lambda: f"tornado {metadata.version('tornado')}, {_python_version()}",
+        version=lambda: f"tornado {metadata.version('tornado')}, {python_version()}",
         missing=lambda: "",
         start=lambda: Server([sys.executable, str(PROGRAMS / "naive_server.py")]),
         target=_to("write_message", _by_address(_WS), http_publishing),

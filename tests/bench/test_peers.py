@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import _peers
+import _installed
 from _case import beside, claim_ratio, ours, take_turns
 from _peers import PEERS
 from _results import OURS, Figure, Result, Rounds
@@ -21,11 +21,11 @@ def result() -> Result:
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing is installed."""
-    monkeypatch.setattr(_peers, "INSTALLED", tmp_path)
-    monkeypatch.setattr(_peers, "PROGRAMS", tmp_path)
-    monkeypatch.setattr(_peers, "_PYTHON", tmp_path / "python")
-    monkeypatch.setattr(_peers, "_NCHAN", ())
-    monkeypatch.setattr(_peers, "_SBIN", str(tmp_path))
+    monkeypatch.setattr(_installed, "INSTALLED", tmp_path)
+    monkeypatch.setattr(_installed, "PROGRAMS", tmp_path)
+    monkeypatch.setattr(_installed, "PYTHON", tmp_path / "python")
+    monkeypatch.setattr(_installed, "_NCHAN", ())
+    monkeypatch.setattr(_installed, "_SBIN", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("NGINX", "NCHAN_MODULE", "CC"):
         monkeypatch.delenv(name, raising=False)
@@ -68,7 +68,7 @@ def test_names_are_unique_and_every_program_is_there() -> None:
     assert len({peer.name for peer in PEERS}) == len(PEERS)
     assert OURS not in {peer.name for peer in PEERS}
     for name in ("nchan.conf", "package-lock.json", "requirements.lock", "mercure/go.sum"):
-        assert (_peers.PROGRAMS / name).is_file()
+        assert (_installed.PROGRAMS / name).is_file()
 
 
 def test_turns_alternate_and_a_peer_that_fails_is_left_out() -> None:

@@ -7,7 +7,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from _peers import PEERS, PROGRAMS
+from _installed import PROGRAMS
+from _peers import PEERS
 from _wires import handshake, http_publishing, json_event, sse_frames, websocket_publishing
 from server.load_layout import Layout
 from server.load_target import mark_of, padding
