@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # What the tests of the browser's side need; without npm they are skipped with a reason.
 BROWSER := tests/browser
 NODE := $(BROWSER)/node_modules/.made
+# What the benchmarks compare with; no part of the product, nor of what development needs.
+PEERS := bench/.peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
@@ -15,7 +17,8 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover rules fuzz types screenshots bench lock build clean distclean
+.PHONY: help run test check lint format cover rules fuzz types screenshots bench peers lock build clean \
+	distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -53,7 +56,7 @@ rules: $(VENV)/.dev ## take each rule of delivery out of the product and see tha
 	$(BIN)/python tests/support/without.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## fuzz what reads bytes of others, each target for a while (SECONDS=60 TARGET=frames)
-	$(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET)) $(ARGS)
+	$(BIN)/python tests/fuzz/fuzz_run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET)) $(ARGS)
 
 types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
 	node $(BROWSER)/types.mjs static
@@ -61,17 +64,17 @@ types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/gale
 screenshots: $(VENV)/.dev ## take the pictures under docs/ anew, from the running product
 	$(BIN)/python tests/support/screenshots.py
 
-bench: $(VENV)/.dev ## run the benchmarks that print what docs and README claim
-	@set -e; for script in bench/*.py; do \
-		case $$script in */_*) continue;; esac; \
-		echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+bench: $(VENV)/.dev ## run all benchmarks, small; ARGS="--full" measures what the documents tell
+	$(BIN)/python bench/run.py $(ARGS)
+
+peers: $(PEERS)/.python $(PEERS)/.node $(PEERS)/.go ## install what the benchmarks compare with, into bench/
 
 lock: $(VENV)/.dev ## write the lock files anew (UPGRADE=1 takes the newest releases)
 	$(COMPILE) --group build -o requirements-build.lock
 	$(COMPILE) pyproject.toml -o requirements.lock
 	$(COMPILE) pyproject.toml --group dev -c requirements-build.lock -c requirements.lock \
 		-o requirements-dev.lock
+	$(COMPILE) bench/peers/requirements.in -o bench/peers/requirements.lock
 
 build: $(VENV)/.dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
@@ -81,7 +84,7 @@ clean: ## remove what tests and builds leave behind
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove the environments as well
-	rm -rf $(VENV) $(BROWSER)/node_modules
+	rm -rf $(VENV) $(BROWSER)/node_modules $(PEERS) bench/peers/node_modules
 
 # A lock names everything, so nothing is resolved again (--no-deps): pip would look for a newer release
 # of what one package asks for with an extra, and refuse it for want of a hash.
@@ -114,4 +117,33 @@ $(NODE): $(BROWSER)/package-lock.json
 		echo "Installing what the browser's side needs into $(@D)/"; \
 		cd $(BROWSER) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
 			touch node_modules/.made || echo "npm ci failed: the tests that need it are skipped"; \
+	fi
+
+$(PEERS)/.python: bench/peers/requirements.lock
+	@echo "Installing the Python peers into $(PEERS)/venv/"
+	@mkdir -p $(PEERS)
+	@$(PYTHON) -m venv $(PEERS)/venv
+	@$(PEERS)/venv/bin/python -m pip --disable-pip-version-check --quiet install \
+		--require-hashes --no-deps -r $<
+	@touch $@
+
+$(PEERS)/.node: bench/peers/package-lock.json
+	@mkdir -p $(PEERS)
+	@if ! command -v npm >/dev/null; then \
+		echo "There is no npm here: the peers of Node.js are left out"; \
+	else \
+		echo "Installing the peers of Node.js into bench/peers/node_modules/"; \
+		cd bench/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+			touch ../.peers/.node; \
+	fi
+
+$(PEERS)/.go: bench/peers/centrifugo/go.sum bench/peers/mercure/go.sum
+	@mkdir -p $(PEERS)/bin
+	@if ! command -v go >/dev/null; then \
+		echo "There is no Go here: Centrifugo and Mercure are left out"; \
+	else \
+		echo "Building Centrifugo and Mercure into $(PEERS)/bin/ (minutes)"; \
+		(cd bench/peers/centrifugo && go build -o ../../.peers/bin/ github.com/centrifugal/centrifugo/v6) && \
+		(cd bench/peers/mercure && go build -o ../../.peers/bin/ github.com/dunglas/mercure/cmd/mercure) && \
+			touch $@ || echo "That failed: those of them that are not there are left out"; \
 	fi

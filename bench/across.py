@@ -1,93 +1,94 @@
 """Publish on one node, receive on another, under light load; against one node, in the same run.
 
-    python bench/across.py [--events 300] [--every-ms 20] [--rounds 3]
-
-From the moment before the publish is sent over HTTP to the moment when the event is read from the
-subscriber's WebSocket. Three ways take turns: one node with its broker in memory, one node over
-Redis, and two nodes over Redis with the publisher at one and the subscriber at the other. Servers
-share a core, the load has another where there is one. Needs a redis-server on the PATH. Exit code
-1 if an event is lost, or if p50 or p99 across nodes passes 2 ms or 8 ms.
+From the moment at which an event was due to be published over HTTP to the moment when it is read
+from the subscriber's WebSocket. Three ways take turns: one node with its broker in memory, one node
+over Redis, and two nodes over Redis with the publisher at one and the subscriber at the other.
+Servers share a core, the load has another where there is one. Needs a redis-server on the PATH.
 """
 
-import argparse
-import json
 import sys
-import time
+from argparse import Namespace
 from contextlib import ExitStack
+from functools import partial
 
-from _load import Fleet, Publisher, Server, frames, galecast, on_load_core, redis, subscriber
+import msgspec
 
-MOST_P50_MS = 2.0
-MOST_P99_MS = 8.0
-_CHANNEL = "bench.across"
-_PADDING = "x" * 100
+from _case import Case, claim_ratio, figure_of, note, ours, take_turns
+from _results import OURS, Claim, Figure, Result, Rounds
+from _servers import Server, galecast, redis
+from server.load_engine import Load
+from server.load_layout import Layout
+from server.load_run import Plan
+from server.load_target import LoadFailed
 
-
-def measure(publishing: Server, receiving: Server, events: int, every_s: float) -> list[float]:
-    """Return how long each event took, in ms, sorted."""
-    fleet = Fleet([subscriber(receiving.port, _CHANNEL)])
-    publisher = Publisher(publishing.port)
-    fleet.add(publisher)
-    took = []
-    for number in range(events):
-        data = {"n": number, "p": _PADDING}
-        body = json.dumps({"channel": _CHANNEL, "data": data}, separators=(",", ":")).encode()
-        time.sleep(every_s)
-        sent = time.perf_counter()
-        publisher.send(body)
-        waiting = {-1, 0}
-        while waiting:
-            places = fleet.poll()
-            if not places:
-                raise RuntimeError(f"event {number} did not come")
-            if 0 in places:
-                took.append((time.perf_counter() - sent) * 1000)
-            if -1 in places:
-                publisher.receive()
-            waiting.difference_update(places)
-    publisher.close()
-    fleet.close()
-    numbers = [json.loads(each)["data"]["n"] for each in frames(b"".join(fleet.received[0]))]
-    assert numbers == list(range(events)), "lost, repeated or out of order"
-    return sorted(took)
+OPTIONS = {
+    "rate": (50, 50, "events per second"),
+    "seconds": (1.5, 6.0, "how long each is measured in a round"),
+    "rounds": (1, 3, "how often"),
+}
+MOST_MS = {"p50": 2.0, "p99": 8.0}
+ALONE, OVER, ACROSS = "one node, in memory", "one node, over Redis", "across two nodes, over Redis"
 
 
-def at(sorted_ms: list[float], part: float) -> float:
-    """Return the value that `part` of all do not pass."""
-    return sorted_ms[min(len(sorted_ms) - 1, int(len(sorted_ms) * part))]
+def across(publishing: Server, receiving: Server, variant: str, plan: Plan) -> Figure:
+    """Publish on one node and receive on another; return how long events took."""
+    layout = Layout(sessions=1)
+    note(variant)
+    target = msgspec.structs.replace(
+        ours().target(receiving.port, layout), publish_port=publishing.port
+    )
+    with Load(target, layout) as load:
+        load.open()
+        report = load.run(plan, servers=sorted({*publishing.pids(), *receiving.pids()}))
+    note("")
+    if report.problems:
+        raise LoadFailed(f"{variant}: {'; '.join(report.problems[:3])}")
+    found = figure_of(OURS, report, variant)
+    found.values = {name: found.values[name] for name in ("p50_ms", "p99_ms")}
+    return found
 
 
-def main() -> int:
-    """Print p50 and p99 of each way, over all rounds."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--events", type=int, default=300, help="events in each round")
-    parser.add_argument("--every-ms", type=float, default=20.0, help="pause between two events")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    found: dict[str, list[float]] = {}
+def run(options: Namespace, result: Result) -> None:
+    """Measure the three ways in turns."""
+    plan = Plan(seconds=options.seconds, warmup_s=options.seconds / 10, rate=options.rate)
+    rounds = Rounds()
     with ExitStack() as stack:
         url = stack.enter_context(redis())
         alone = stack.enter_context(galecast())
-        one, two = (stack.enter_context(galecast(broker_url=url)) for _ in range(2))
+        one, two = (stack.enter_context(galecast(settings={"broker_url": url})) for _ in range(2))
         for server in (one, two):
             server.await_ready()
-        stack.enter_context(on_load_core())
-        ways = {
-            "one node, in memory": (alone, alone),
-            "one node, over Redis": (one, one),
-            "across two nodes, over Redis": (one, two),
-        }
-        for _ in range(args.rounds):
-            for name, (publishing, receiving) in ways.items():
-                took = measure(publishing, receiving, args.events, args.every_ms / 1000)
-                found.setdefault(name, []).extend(took)
-    base = at(sorted(found["one node, in memory"]), 0.5)
-    for name, times in found.items():
-        times.sort()
-        p50, p99 = at(times, 0.5), at(times, 0.99)
-        print(f"{name:30} p50 {p50:5.2f} ms  p99 {p99:5.2f} ms  {p50 / base:4.1f} times the first")
-    return int(p50 > MOST_P50_MS or p99 > MOST_P99_MS)
+        ways = {ALONE: (alone, alone), OVER: (one, one), ACROSS: (one, two)}
+        turns = [(OURS, partial(across, *pair, variant, plan)) for variant, pair in ways.items()]
+        take_turns(rounds, result, options.rounds, turns)
+    result.figures = rounds.figures()
+    found = result.figure(OURS, ACROSS)
+    assert found is not None
+    for part, most in MOST_MS.items():
+        result.claims.append(
+            Claim(
+                key=f"across.{part}",
+                what=f"{part} across two nodes",
+                value=found.values[f"{part}_ms"],
+                unit="_ms",
+                target=most,
+                at_most=True,
+            )
+        )
+        claim_ratio(
+            result,
+            rounds,
+            f"across.{part}.alone",
+            f"{part} across two nodes, against one node in memory",
+            f"{part}_ms",
+            OURS,
+            OURS,
+            variant=ACROSS,
+            other_variant=ALONE,
+        )
 
+
+CASE = Case("across", __doc__, OPTIONS, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CASE.main())

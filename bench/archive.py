@@ -1,7 +1,5 @@
 """How fast events come into the archive, and out of it again to a client that goes live.
 
-    python bench/archive.py [--events 100000] [--batch 500]
-
 For SQLite with the broker in memory, for Redis and SQLite, and for Redis and MongoDB (a `mongod` or
 `ferretdb` on the PATH, or named by MONGOD or FERRETDB; else it is left out):
 
@@ -9,19 +7,17 @@ For SQLite with the broker in memory, for Redis and SQLite, and for Redis and Mo
 - published to a node over HTTP, in arrays by four publishers, without an archive and with one; and
   until all of that is archived;
 - replayed: one client that subscribes `from` 0, then one `since` the first event, each until an
-  event that is published meanwhile; every offset has to come once, in order. With the memory of
-  the node before, at most, and after;
+  event that is published meanwhile; every offset has to come once, in order. With what the node's
+  memory grew by meanwhile, at most;
 - what others feel of it: how long an event of another channel takes, from its publish to its
   subscriber, with and without one replay after the other. Both share the core of the load.
 
 Events of 128 bytes of data, all of one channel, of which the recent past holds 500. A `ferretdb`
 gets 2,000 of them only: it uses no index for reads like these, so that each page of a replay takes
 as long as there are events, which says nothing of MongoDB. The servers share a core, the load has
-another where there is one; the disk is that of TMPDIR. Exit code 1 if an event is lost or doubled,
-or if the node's memory grows by more than 32 MB in a replay.
+another where there is one; the disk is that of TMPDIR.
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -30,37 +26,35 @@ import socket
 import sys
 import tempfile
 import time
-import urllib.request
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
-from _load import (
-    Publisher,
-    Server,
-    find_mongod,
-    galecast,
-    mask,
-    mongodb,
-    on_load_core,
-    redis,
-    subscriber,
-)
-from across import at
-from across import measure as latencies
+from _case import Case, note, ours
+from _results import OURS, Claim, Figure, Result
+from _servers import Server, find_mongod, galecast, mongodb, redis
+from _talk import Requests, counter, sessions, wanted
 from config.sources import load
 from pubsub.archive import Kept
 from pubsub.event import Event
 from pubsub.position import Position, chain, start
 from server.archiving import open_archive
+from server.load_engine import Load
+from server.load_frames import masked, websocket_frames
+from server.load_layout import Layout
+from server.load_run import Plan
+from server.load_target import LoadFailed
 
+OPTIONS = {
+    "events": (10_000, 100_000, "events of each way"),
+    "batch": (500, 500, "events of a write and of an array"),
+    "live_seconds": (1.0, 4.0, "how long another channel is watched"),
+}
 MOST_GROWTH_BYTES = 32 * 1024 * 1024
 _CHANNEL = "bench.archive"
 _DATA = b'{"p":"' + b"x" * 120 + b'"}'
 _PUBLISHERS = 4
-_LIVE_EVENTS = 200
 # Each step ends in this time, or the whole fails.
 _PATIENCE_S = 180.0
 _RULES = '[[channels]]\nmatch = ">"\narchive = true\n'
@@ -90,145 +84,95 @@ async def write(url: str, events: int, batch: int) -> float:
 
 
 def publish(server: Server, events: int, batch: int) -> float:
-    """Publish events in arrays; return when the first was sent."""
-    publishers = [Publisher(server.port) for _ in range(_PUBLISHERS)]
+    """Publish events in arrays; return how long it took until all were acknowledged."""
     event = {"channel": _CHANNEL, "data": json.loads(_DATA)}
     body = json.dumps([event] * batch, separators=(",", ":")).encode()
-    began = time.perf_counter()
-    sent = waiting = 0
-    while sent < events or waiting:
-        publisher = publishers[sent // batch % _PUBLISHERS]
-        if waiting == _PUBLISHERS or sent >= events:
-            oldest = publishers[(sent // batch - waiting) % _PUBLISHERS]
-            answer = oldest.receive()
-            assert b'"error"' not in answer, answer[:1_000]
-            waiting -= 1
-        if sent < events and waiting < _PUBLISHERS:
-            publisher.send(body)
-            sent += batch
-            waiting += 1
-    for each in publishers:
-        each.close()
-    return began
+    with ExitStack() as stack:
+        publishers = [stack.enter_context(Requests(server.port)) for _ in range(_PUBLISHERS)]
+        began = time.perf_counter()
+        total = events // batch
+        for number in range(total + _PUBLISHERS):
+            publisher = publishers[number % _PUBLISHERS]
+            if _PUBLISHERS <= number and b'"error"' in (answer := publisher.receive()):
+                raise LoadFailed(f"not all was published: {answer[:500]!r}")
+            if number < total:
+                publisher.send("POST", "/v1/events", body)
+        return time.perf_counter() - began
 
 
 def await_archived(server: Server, events: int) -> None:
     """Wait until the node has archived so many events."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": "Bearer dev.galecast"}
-    )
     deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            text = response.read().decode()
-        found = re.search(r"^galecast_archive_written_total (\S+)", text, re.MULTILINE)
-        if found is not None and float(found[1]) >= events:
-            return
+    while counter(server, "galecast_archive_written_total") < events:
+        if time.monotonic() > deadline:
+            raise LoadFailed("the events were not archived in time")
         time.sleep(0.05)
-    raise RuntimeError("the events were not archived in time")
 
 
-def payloads(sock: socket.socket) -> Iterator[bytes]:
-    """Yield the text messages that come, without end."""
-    data = b""
+def payloads(sock: socket.socket, data: bytes) -> Iterator[bytes]:
+    """Yield the messages in `data` and those that come then, without end."""
     while True:
+        bounds, taken = websocket_frames(data)
+        for begin, end in bounds:
+            yield data[begin:end]
         piece = sock.recv(1 << 18)
         if not piece:
-            raise ConnectionError("the server closed the session")
-        data, at = data + piece, 0
-        while len(data) - at >= 2:
-            size, head = data[at + 1], 2
-            if size == 126:
-                size, head = int.from_bytes(data[at + 2 : at + 4], "big"), 4
-            elif size == 127:
-                size, head = int.from_bytes(data[at + 2 : at + 10], "big"), 10
-            if len(data) - at < head + size or len(data) - at < head:
-                break
-            if data[at] & 0x0F == 1:
-                yield data[at + head : at + head + size]
-            at += head + size
-        data = data[at:]
+            raise LoadFailed("the server closed the session")
+        data = data[taken:] + piece
 
 
 def replay(server: Server, first: int, last: int, **past: object) -> float:
     """Subscribe in the past and read until live; return how long that took."""
-    sock = subscriber(server.port, None)
-    sock.setblocking(True)
-    sock.settimeout(_PATIENCE_S)
-    publisher = Publisher(server.port)
-    commands = (
-        {"type": "connect", "ref": 1},
-        {"type": "subscribe", "ref": 2, "channel": _CHANNEL, **past},
-    )
-    began = time.perf_counter()
-    sock.sendall(b"".join(mask(json.dumps(each).encode()) for each in commands))
-    expected, published = first, False
-    for payload in payloads(sock):
-        found = _offset(payload)
-        if not payload.startswith(b'{"type":"event"') or found is None:
-            assert b'"error"' not in payload and b'"reset"' not in payload, payload
-            continue
-        offset = int(found[1])
-        if offset != expected:
-            raise RuntimeError(f"offset {offset} came, {expected} should have")
-        if not published and offset > (first + last) // 2:
-            # In the midst of the replay, so that it has to come to what is live.
-            publisher.send(json.dumps({"channel": _CHANNEL, "data": "live"}).encode())
-            published = True
-        if offset == last + 1:
-            break
-        expected += 1
-    took = time.perf_counter() - began
-    publisher.receive()
-    publisher.close()
-    sock.close()
+    command = {"type": "subscribe", "ref": 2, "channel": _CHANNEL, **past}
+    wire = ours().target(server.port, Layout(sessions=1)).wires[0]
+    asked = wanted(wire, 0, _CHANNEL, first=masked(json.dumps(command).encode()))
+    with Requests(server.port) as publisher:
+        began = time.perf_counter()
+        (opened,) = sessions(server.port, [asked])
+        opened.sock.setblocking(True)
+        opened.sock.settimeout(_PATIENCE_S)
+        expected, published = first, False
+        for payload in payloads(opened.sock, opened.rest):
+            found = _offset(payload)
+            if b'{"type":"event"' not in payload or found is None:
+                if b'"error"' in payload or b'"reset"' in payload:
+                    raise LoadFailed(f"the server said {payload[:500]!r}")
+                continue
+            offset = int(found[1])
+            if offset != expected:
+                raise LoadFailed(f"offset {offset} came, {expected} should have")
+            if not published and offset > (first + last) // 2:
+                # In the midst of the replay, so that it has to come to what is live.
+                body = json.dumps({"channel": _CHANNEL, "data": "live"}).encode()
+                publisher.send("POST", "/v1/events", body)
+                published = True
+            if offset == last + 1:
+                break
+            expected += 1
+        took = time.perf_counter() - began
+        publisher.receive()
+        opened.sock.close()
     return took
 
 
-def measure(name: str, server: Server, events: int, batch: int) -> bool:
-    """Print how a node takes events and gives them back; say whether its memory stayed flat."""
-    began = publish(server, events, batch)
-    answered = time.perf_counter() - began
-    await_archived(server, events)
-    archived = time.perf_counter() - began
-    print(
-        f"{name:20} published {events / answered:9,.0f} events/s,"
-        f" archived {events / archived:9,.0f} events/s"
-    )
-    flat = True
-    first = first_position(server)
-    # An archived channel begins at an offset of its own.
-    lowest = int(first.split("-")[1])
-    last = lowest + events - 1
-    for word, past in (("from 0", {"from": 0}), ("since the first", {"since": first})):
-        before = server.rss_bytes()
-        server.forget_peak()
-        begin = lowest if "from" in past else lowest + 1
-        took = replay(server, begin, last, **past)
-        peak, after = server.peak_bytes(), server.rss_bytes()
-        last += 1
-        flat = flat and peak - before <= MOST_GROWTH_BYTES
-        print(
-            f"{'':20} replayed  {(last - begin + 1) / took:9,.0f} events/s, {word};"
-            f" memory {mb(before)} before, {mb(peak)} at most, {mb(after)} after"
-        )
-    feel(server, lowest, last)
-    return flat
+def live(port: int, seconds: float) -> dict[str, float]:
+    """Return how long events of another channel take, in ms."""
+    layout = Layout(sessions=1, prefix="bench.live")
+    with Load(ours().target(port, layout), layout) as load_:
+        load_.open()
+        report = load_.run(Plan(rate=50, seconds=seconds, warmup_s=0.2))
+    if report.problems:
+        raise LoadFailed("; ".join(report.problems[:3]))
+    return report.latency_ms()
 
 
-def live(port: int) -> list[float]:
-    """Return how long events of another channel take, in ms, sorted."""
-    server = cast(Server, SimpleNamespace(port=port))
-    return latencies(server, server, _LIVE_EVENTS, 0.02)
-
-
-def feel(server: Server, first: int, last: int) -> None:
-    """Print what a live subscriber of another channel feels of replays."""
-    found = []
-    for replaying in (False, True):
+def feel(server: Server, first: int, last: int, seconds: float) -> dict[str, float]:
+    """Return what a live subscriber of another channel feels of replays, and without them."""
+    found: dict[str, float] = {}
+    for name, replaying in (("others", False), ("others_replay", True)):
         with multiprocessing.get_context("fork").Pool(1) as pool:
             # In a process of its own, lest it waits for the one that replays.
-            measured = pool.apply_async(live, (server.port,))
+            measured = pool.apply_async(live, (server.port, seconds))
             while not measured.ready():
                 if replaying:
                     replay(server, first, last, **{"from": 0})
@@ -236,75 +180,105 @@ def feel(server: Server, first: int, last: int) -> None:
                 else:
                     measured.wait(_PATIENCE_S)
             took = measured.get()
-        found.append(f"p50 {at(took, 0.5):.1f} ms, p99 {at(took, 0.99):.1f} ms")
-    print(f"{'':20} others: {found[0]}; during replays {found[1]}")
-
-
-def mb(size_bytes: int) -> str:
-    """Return a size for people."""
-    return f"{size_bytes / 1e6:.1f} MB"
+        found |= {f"{name}_p50_ms": took["p50"], f"{name}_p99_ms": took["p99"]}
+    return found
 
 
 def first_position(server: Server) -> str:
     """Return the position of the channel's first event."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}/v1/channels/{_CHANNEL}/events?limit=1",
-        headers={"Authorization": "Bearer dev.galecast"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return str(json.load(response)["events"][0]["position"])
+    with Requests(server.port) as requests:
+        text = requests.ask("GET", f"/v1/channels/{_CHANNEL}/events?limit=1")
+    return str(json.loads(text)["events"][0]["position"])
 
 
-def main() -> int:
-    """Print all rates."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--events", type=int, default=100_000, help="events of each run")
-    parser.add_argument("--batch", type=int, default=500, help="events of a write and of an array")
-    args = parser.parse_args()
-    events = args.events // args.batch * args.batch
-    alone = min(events, 20_000)
-    flat = True
+def measure(server: Server, events: int, options: Namespace) -> dict[str, float]:
+    """Return how a node takes events and gives them back."""
+    began = time.perf_counter()
+    answered = publish(server, events, options.batch)
+    await_archived(server, events)
+    found = {
+        "published_per_s": events / answered,
+        "archived_per_s": events / (time.perf_counter() - began),
+    }
+    first = first_position(server)
+    # An archived channel begins at an offset of its own.
+    lowest = int(first.split("-")[1])
+    last = lowest + events - 1
+    growth = 0
+    for word, past in (("from", {"from": 0}), ("since", {"since": first})):
+        before = server.rss_bytes()
+        server.forget_peak()
+        begin = lowest if word == "from" else lowest + 1
+        took = replay(server, begin, last, **past)
+        growth = max(growth, server.peak_bytes() - before)
+        last += 1
+        found[f"replay_{word}_per_s"] = (last - begin + 1) / took
+    found["growth_bytes"] = growth
+    return found | feel(server, lowest, last, options.live_seconds)
+
+
+def run(options: Namespace, result: Result) -> None:
+    """Measure each archive alone, and behind a node."""
+    events = options.events // options.batch * options.batch
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        stack.enter_context(on_load_core())
         config = folder / "galecast.toml"
         config.write_text(_RULES)
         broker = stack.enter_context(redis())
         mongo = stack.enter_context(mongodb())
-        sqlite = f"sqlite:///{folder}/alone.db"
-        rate = asyncio.run(write(sqlite, alone, args.batch))
-        print(f"SQLite alone         written   {rate:9,.0f} events/s")
+        alone = {"SQLite alone": f"sqlite:///{folder}/alone.db"}
+        ways = {
+            "memory and SQLite": {"archive_url": f"sqlite:///{folder}/memory.db"},
+            "Redis and SQLite": {"archive_url": f"sqlite:///{folder}/redis.db"},
+        }
         if mongo is None:
-            print("There is neither a mongod nor a ferretdb: MongoDB is left out.")
+            result.left_out["MongoDB"] = "there is neither a mongod nor a ferretdb"
         else:
-            rate = asyncio.run(write(f"{mongo}_alone", alone, args.batch))
-            print(f"MongoDB alone        written   {rate:9,.0f} events/s")
-        ways: list[tuple[str, dict[str, str | None]]] = [
-            ("memory and SQLite", {"archive_url": f"sqlite:///{folder}/memory.db"}),
-            ("Redis and SQLite", {"archive_url": f"sqlite:///{folder}/redis.db"}),
-            ("Redis and MongoDB", {"archive_url": mongo}),
-        ]
-        for name, settings in ways:
-            if settings["archive_url"] is None:
-                continue
+            alone["MongoDB alone"] = f"{mongo}_alone"
+            ways["Redis and MongoDB"] = {"archive_url": mongo}
+        for name, url in alone.items():
+            rate = asyncio.run(write(url, min(events, 20_000), options.batch))
+            result.figures.append(Figure(who=OURS, variant=name, values={"written_per_s": rate}))
+        for name, settings in ways.items():
             ferret = name.endswith("MongoDB") and find_mongod() is None
             count = min(events, 2_000) if ferret else events
+            more: dict[str, object] = {}
             if name.startswith("Redis"):
                 prefix = re.sub(r"\W", "", name).lower()
-                settings |= {"broker_url": broker, "broker_prefix": prefix}
-            without = {key: value for key, value in settings.items() if key != "archive_url"}
-            with galecast(**without | {"broker_prefix": "without"}) as server:
+                more = {"broker_url": broker, "broker_prefix": prefix}
+            note(name)
+            with galecast(settings={**more, "broker_prefix": "without"}) as server:
                 server.await_ready()
-                began = publish(server, count, args.batch)
-                took = time.perf_counter() - began
-            print(f"{name:20} published {count / took:9,.0f} events/s without the archive")
-            with galecast(config=config, **settings) as server:
+                rate = count / publish(server, count, options.batch)
+            with galecast(settings={"config": config, **settings, **more}) as server:
                 server.await_ready()
-                flat = measure(name, server, count, args.batch) and flat
-    if not flat:
-        print("a replay took too much memory")
-    return int(not flat)
+                values = measure(server, count, options)
+            note("")
+            values = {"unarchived_per_s": rate, **values}
+            result.figures.append(Figure(who=OURS, variant=name, values=values))
+            claim(result, name, values)
 
+
+def claim(result: Result, name: str, values: dict[str, float]) -> None:
+    """Say what is asked of an archive, and what it costs."""
+    result.claims += [
+        Claim(
+            key=f"archive.growth.{name}",
+            what=f"memory that a node grows by in a replay, {name}",
+            value=values["growth_bytes"],
+            unit="_bytes",
+            target=MOST_GROWTH_BYTES,
+            at_most=True,
+        ),
+        Claim(
+            key=f"archive.published.{name}",
+            what=f"events published per second with the archive, against without, {name}",
+            value=values["published_per_s"] / values["unarchived_per_s"],
+        ),
+    ]
+
+
+CASE = Case("archive", __doc__, OPTIONS, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CASE.main())

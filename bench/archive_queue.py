@@ -1,19 +1,18 @@
 """What the archive's queue adds to a publish, as Redis itself measures it.
 
-    python bench/archive_queue.py [--events 20000] [--batch 1] [--rounds 5]
-
 Publishes to channels that are archived and to others in turns, in one run, and compares the time
 that Redis spends on a call; 128 bytes of data. Nobody archives meanwhile. Needs a redis-server on
 the PATH.
 """
 
-import argparse
 import asyncio
-import statistics
 import sys
 import time
+from argparse import Namespace
 
-from _load import redis
+from _case import Case, claim_ratio
+from _results import OURS, Figure, Result, Rounds
+from _servers import redis
 from config.rules import ChannelRule, ChannelRules
 from pubsub.event import Draft, Published
 from pubsub.redis_broker import RedisBroker
@@ -21,6 +20,12 @@ from pubsub.redis_client import connect
 from pubsub.redis_link import RedisLink
 from pubsub.redis_url import parse_redis_url
 
+OPTIONS = {
+    "events": (2000, 20_000, "events of each kind in a round"),
+    "batch": (1, 1, "events in one call"),
+    "rounds": (2, 5, "how often"),
+}
+_KINDS = {"plain": "not archived", "kept": "archived"}
 _DATA = b'{"p":"' + b"x" * 120 + b'"}'
 _IN_FLIGHT = 64
 _RULES = ChannelRules([ChannelRule(match="kept.>", archive=True)])
@@ -66,41 +71,46 @@ async def publish(broker: RedisBroker, prefix: str, events: int, batch: int) -> 
     return (time_now_us - time_us) / (calls_now - calls), events / took
 
 
-async def compare(url: str, events: int, batch: int, rounds: int) -> None:
-    """Print what both cost, and their ratio."""
+async def compare(url: str, options: Namespace, result: Result) -> None:
+    """Publish to both kinds of channels in turns."""
     link = RedisLink(connect(parse_redis_url(url), timeout_s=5.0), monotonic=time.monotonic)
     broker = RedisBroker(link, _RULES, archive_queue_max=0, interval_s=3_600.0)
     broker.bind(_Deaf())  # type: ignore[arg-type]
     await broker.start()
     while broker.problem() is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    costs: dict[str, list[float]] = {"plain": [], "kept": []}
-    rates: dict[str, list[float]] = {"plain": [], "kept": []}
-    for _ in range(rounds):
-        for prefix in costs:
-            cost, rate = await publish(broker, prefix, events, batch)
-            costs[prefix].append(cost)
-            rates[prefix].append(rate)
+    rounds = Rounds()
+    for _ in range(options.rounds):
+        for prefix, variant in _KINDS.items():
+            cost, rate = await publish(broker, prefix, options.events, options.batch)
+            values = {"redis_call_us": cost, "published_per_s": rate}
+            rounds.add(Figure(who=OURS, variant=variant, values=values))
     await broker.close()
-    for prefix, word in (("plain", "not archived"), ("kept", "archived")):
-        cost, rate = statistics.median(costs[prefix]), statistics.median(rates[prefix])
-        print(f"{word:<13} {cost:7.1f} us of Redis a call of {batch}, {rate:8,.0f} events/s")
-    ratio = statistics.median(costs["kept"]) / statistics.median(costs["plain"])
-    slower = statistics.median(rates["kept"]) / statistics.median(rates["plain"])
-    print(f"archived / not archived: {ratio:.2f} of Redis's time, {slower:.2f} of the events/s")
+    result.figures = rounds.figures()
+    for key, what in (
+        ("redis_call_us", "time of Redis for a call"),
+        ("published_per_s", "events published per second"),
+    ):
+        claim_ratio(
+            result,
+            rounds,
+            f"archive_queue.{key}",
+            f"{what}, archived against not archived",
+            key,
+            OURS,
+            OURS,
+            variant=_KINDS["kept"],
+            other_variant=_KINDS["plain"],
+        )
 
 
-def main() -> int:
+def run(options: Namespace, result: Result) -> None:
     """Run the comparison over a Redis of its own."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--events", type=int, default=20_000, help="of each kind and round")
-    parser.add_argument("--batch", type=int, default=1, help="events in one call")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
     with redis() as url:
-        asyncio.run(compare(url, args.events, args.batch, args.rounds))
-    return 0
+        asyncio.run(compare(url, options, result))
 
+
+CASE = Case("archive_queue", __doc__, OPTIONS, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CASE.main())

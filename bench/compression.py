@@ -13,21 +13,28 @@ less than a third of the bytes is saved, or if a delivery costs more than half a
 import argparse
 import json
 import random
+import select
 import sys
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from _load import Fleet, Publisher, Server, galecast, on_load_core, raise_file_limit, subscriber
+import msgspec
+
+from _case import ours
+from _servers import Server, galecast, on_load_core, raise_file_limit
+from _talk import Requests, drained, sessions, wanted
 from config.sections import WebSocketSettings
 from handlers.deflate import deflate
+from server.load_layout import Layout
 
 LEAST_SAVED = 1 / 3
 MOST_CPU = 1.5
 SIZES = (500, 4000)
 LARGEST = 64_000
-_OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+_OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+_END = b"\r\n\r\n"
 _TAIL = b"\0\0\xff\xff"
 
 
@@ -85,35 +92,51 @@ def payloads(data: bytes) -> Iterator[bytes]:
             yield payload
 
 
-def measure(server: Server, channel: str, bodies: list[bytes], count: int, offer: str) -> Measured:
+def measure(
+    server: Server, channel: str, bodies: list[bytes], count: int, offer: bytes
+) -> Measured:
     """Publish all bodies to `count` sessions, one after the other."""
-    fleet = Fleet([subscriber(server.port, channel, headers=offer) for _ in range(count)])
-    publisher = Publisher(server.port)
+    wire = ours().target(server.port, Layout(sessions=1)).wires[0]
+    everyone = []
+    for number in range(count):
+        each = wanted(wire, number, channel)
+        hello = each.hello.replace(_END, b"\r\n" + offer + b"\r\n", 1)
+        everyone.append(msgspec.structs.replace(each, hello=hello))
+    opened = [each.sock for each in sessions(server.port, everyone)]
+    received = [bytearray() for _ in opened]
+    poll = select.epoll()
+    for sock in opened:
+        poll.register(sock, select.EPOLLIN)
+    places = {sock.fileno(): place for place, sock in enumerate(opened)}
     longest, sizes = 0.0, [0] * count
     cpu, started = server.cpu_s(), time.perf_counter()
-    for body in bodies:
-        sent = time.perf_counter()
-        publisher.send(body)
-        waiting = set(range(count))
-        while waiting:
-            places = fleet.poll()
-            if not places:
-                raise RuntimeError(f"{len(waiting)} sessions still wait")
-            for place in places:
-                if _whole(b"".join(fleet.received[place][sizes[place] :])):
-                    sizes[place] = len(fleet.received[place])
-                    waiting.discard(place)
-        longest = max(longest, time.perf_counter() - sent)
-        publisher.receive()
+    with Requests(server.port) as publisher:
+        for body in bodies:
+            sent = time.perf_counter()
+            publisher.send("POST", "/v1/events", body)
+            waiting = set(range(count))
+            while waiting:
+                ready = poll.poll(30.0)
+                if not ready:
+                    raise RuntimeError(f"{len(waiting)} sessions still wait")
+                for number, _events in ready:
+                    place = places[number]
+                    received[place] += drained(opened[place])
+                    if _whole(received[place][sizes[place] :]):
+                        sizes[place] = len(received[place])
+                        waiting.discard(place)
+            longest = max(longest, time.perf_counter() - sent)
+            publisher.receive()
     seconds, cpu = time.perf_counter() - started, server.cpu_s() - cpu
-    publisher.close()
-    fleet.close()
-    streams = {b"".join(received) for received in fleet.received}
+    poll.close()
+    for sock in opened:
+        sock.close()
+    streams = {bytes(each) for each in received}
     for stream in streams:
         numbers = [json.loads(payload)["data"]["n"] for payload in payloads(stream)]
         assert numbers == list(range(len(bodies))), "lost, repeated or out of order"
     deliveries = count * len(bodies)
-    total = sum(len(each) for received in fleet.received for each in received)
+    total = sum(map(len, received))
     return Measured(deliveries / seconds, total / deliveries, cpu / deliveries * 1e6, longest * 1e3)
 
 
@@ -130,7 +153,7 @@ def compress_us(size: int) -> tuple[float, float]:
     return best * 1e6, part
 
 
-def _whole(data: bytes) -> bool:
+def _whole(data: bytearray) -> bool:
     """Whether a frame is there as a whole, and nothing else."""
     size = data[1] if len(data) > 1 else 0
     if size < 126:
@@ -150,7 +173,7 @@ def main() -> int:
     for size in (*SIZES, LARGEST):
         cost_us, part = compress_us(size)
         print(f"{size:6,} bytes  {cost_us:7,.0f} us to compress, to {part:.0%}", flush=True)
-    with on_load_core(), galecast(websocket_compression="true", session_ping_s=600) as server:
+    with on_load_core(), galecast(settings={"websocket_compression": "true"}) as server:
         for size in SIZES:
             kinds: dict[str, Measured] = {}
             channel = f"bench.compression.{size}"
@@ -161,7 +184,7 @@ def main() -> int:
                 for number in range(args.events)
             ]
             for _ in range(args.rounds):
-                for name, offer in (("plain", ""), ("compressed", _OFFER)):
+                for name, offer in (("plain", b""), ("compressed", _OFFER)):
                     found = measure(server, channel, bodies, args.sessions, offer)
                     if name not in kinds or found.rate > kinds[name].rate:
                         kinds[name] = found

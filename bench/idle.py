@@ -1,48 +1,99 @@
 """What an idle session costs: memory and CPU with very many of them, each with one subscription.
 
-    python bench/idle.py [--sessions 10000] [--seconds 30]
-
 Memory is what the server's process grows by (RSS), per session; the kernel's socket buffers are not
-in it. CPU is over `--seconds`, in which the wheel pings every session about once. Exit code 1 if a
-session costs more than 4 KB.
+in it. CPU is over some time in which the node pings every session about once, and each answers.
+Beside it the memory of Tornado's own `WebSocketHandler`.
 """
 
-import argparse
 import sys
 import time
+from argparse import Namespace
+from functools import partial
 
-from _load import Fleet, galecast, on_load_core, raise_file_limit, subscriber
+import msgspec
 
+from _case import Case, beside, claim_ratio, note, ours, take_turns
+from _peers import Peer
+from _results import OURS, Claim, Figure, Result, Rounds
+from _servers import galecast
+from server.load_engine import Load
+from server.load_layout import Layout
+from server.load_run import Plan
+
+OPTIONS = {
+    "sessions": (2000, 10_000, "idle sessions"),
+    "seconds": (3.0, 25.0, "how long CPU is measured"),
+}
 MOST_BYTES = 4096
+# What was opened or closed has been dealt with.
+SETTLE_S = 1.5
 _WARM_UP = 200
+_PING_S = 25.0  # the default
 
 
-def main() -> int:
-    """Print bytes per session and CPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    args = parser.parse_args()
-    raise_file_limit()
-    with on_load_core(), galecast() as server:
+def turn(peer: Peer, options: Namespace) -> Figure:
+    """Open all sessions and leave them alone."""
+    note(peer.name)
+    with peer.start() as server:
+        layout = Layout(sessions=_WARM_UP, publishers=0)
         # Whatever is loaded or grown once is there before the first reading.
-        for sock in [subscriber(server.port, "bench.idle") for _ in range(_WARM_UP)]:
-            sock.close()
-        time.sleep(1.5)
+        with Load(peer.target(server.port, layout), layout) as load:
+            load.open()
+        time.sleep(SETTLE_S)
+        layout = Layout(sessions=options.sessions, publishers=0)
+        target = peer.target(server.port, layout)
+        wires = tuple(
+            msgspec.structs.replace(wire, keepalive_s=_PING_S if wire.keepalive_s else 0.0)
+            for wire in target.wires
+        )
         before = server.rss_bytes()
-        fleet = Fleet([subscriber(server.port, "bench.idle") for _ in range(args.sessions)])
-        time.sleep(1.5)
-        each = (server.rss_bytes() - before) / args.sessions
-        cpu, started = server.cpu_s(), time.perf_counter()
-        while (left := args.seconds - (time.perf_counter() - started)) > 0:
-            fleet.poll(left)
-        share = (server.cpu_s() - cpu) / (time.perf_counter() - started)
-        fleet.close()
-    print(f"{args.sessions:,} idle sessions with one subscription each")
-    print(f"memory  {each:8,.0f} bytes per session (at most {MOST_BYTES:,} asked)")
-    print(f"CPU     {share * 100:8.2f} % of one core over {args.seconds:g} s")
-    return 0 if each <= MOST_BYTES else 1
+        with Load(msgspec.structs.replace(target, wires=wires), layout) as load:
+            load.open()
+            time.sleep(SETTLE_S)
+            each = (server.rss_bytes() - before) / options.sessions
+            spent, began = server.cpu_s(), time.perf_counter()
+            report = load.run(Plan(seconds=options.seconds, warmup_s=0.0))
+            share = (server.cpu_s() - spent) / (time.perf_counter() - began)
+    note("")
+    return Figure(
+        who=peer.name,
+        values={"session_bytes": each, "cpu_share": share},
+        load_cpu=None if report.own is None else report.own.cpu,
+    )
 
+
+def run(options: Namespace, result: Result) -> None:
+    """Measure ours and a plain handler, once each: memory hardly differs from run to run."""
+    rounds = Rounds()
+    start = partial(galecast, settings={"session_ping_s": _PING_S})
+    everyone = [ours(start=start), *beside(options, result)]
+    take_turns(rounds, result, 1, [(peer.name, partial(turn, peer, options)) for peer in everyone])
+    result.figures = rounds.figures()
+    figure = result.figure(OURS)
+    assert figure is not None
+    result.claims.append(
+        Claim(
+            key="idle.bytes",
+            what="memory of an idle session with one subscription",
+            value=figure.values["session_bytes"],
+            unit="_bytes",
+            target=MOST_BYTES,
+            at_most=True,
+        )
+    )
+    for peer in everyone[1:]:
+        claim_ratio(
+            result,
+            rounds,
+            f"idle.{peer.name}",
+            f"memory of an idle session, {peer.name} against ours",
+            "session_bytes",
+            peer.name,
+            OURS,
+        )
+
+
+CASE = Case("idle", __doc__, OPTIONS, run, peers=("write_message",))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CASE.main())

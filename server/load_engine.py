@@ -50,8 +50,12 @@ class Load:
         `heard` is told how many are open. Raises LoadFailed; then none is.
         """
         layout = self._layout
+        port = self._target.port
         sessions, how = self._connect(
-            [self._session_wanted(number) for number in range(layout.sessions)], parallel, heard
+            port,
+            [self._session_wanted(number) for number in range(layout.sessions)],
+            parallel,
+            heard,
         )
         self._open += sessions
         self._wires = [self._keeping_alive(place, sessions) for place in range(len(self._wires))]
@@ -69,7 +73,8 @@ class Load:
             )
             for way in ways
         ]
-        publishers, _ = self._connect(wanted, parallel, lambda _: None)
+        port = self._target.publish_port or port
+        publishers, _ = self._connect(port, wanted, parallel, lambda _: None)
         self._open += publishers
         names = [layout.name(lane % layout.channels) for lane in range(layout.lanes)]
         for number, (each, way) in enumerate(zip(publishers, ways, strict=True)):
@@ -102,12 +107,10 @@ class Load:
         )
 
     def _connect(
-        self, wanted: Sequence[Wanted], parallel: int, heard: Callable[[int], None]
+        self, port: int, wanted: Sequence[Wanted], parallel: int, heard: Callable[[int], None]
     ) -> tuple[list[Open], Opened]:
         target = self._target
-        opening = Opening(
-            target.host, target.port, parallel=parallel, again=target.again, heard=heard
-        )
+        opening = Opening(target.host, port, parallel=parallel, again=target.again, heard=heard)
         return opening.open(wanted)
 
     def _set_up(self, opened: Sequence[Open]) -> None:

@@ -90,12 +90,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     With several wires the subscribers of each channel are shared among them. `publishing` makes a
     way for each publisher, since one may hold state. `again` answers what to do about a refused
-    handshake: seconds to wait before the next try, or None when it is final.
+    handshake: seconds to wait before the next try, or None when it is final. Publishers connect to
+    `publish_port`, when that is another one.
     """
 
     name: str
     host: str
     port: int
+    publish_port: int = 0
     wires: tuple[Wire, ...]
     publishing: Callable[[], Publishing]
     again: Callable[[bytes], float | None] = lambda _: None

@@ -43,7 +43,7 @@ if importlib.util.find_spec("atheris") is not None:
 
     def test_a_moment_of_fuzzing(tmp_path: Path) -> None:
         """All targets in one process, since each needs seconds to begin."""
-        command = [sys.executable, "run.py", "--seconds", "4", "--target", "all"]
+        command = [sys.executable, "fuzz_run.py", "--seconds", "4", "--target", "all"]
         done = subprocess.run(
             [*command, "--found", str(tmp_path)],
             cwd=Path(__file__).parent,
