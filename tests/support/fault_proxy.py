@@ -199,24 +199,25 @@ class FaultProxy:
         assert task is not None
         self._tasks.add(task)
         try:
-            onward, far = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+            await self._carry(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            # Only `__aexit__` cancels; a task of start_server that is cancelled would be logged.
+            pass
+        finally:
             writer.transport.abort()
             self._tasks.discard(task)
-            return
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, far = await asyncio.open_connection("127.0.0.1", self.target)
         link = Link(writer, far)
         self.links.add(link)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump_up(link, reader))
                 group.create_task(self._pump_down(link, onward))
-        except asyncio.CancelledError:
-            # Only `__aexit__` cancels; a task of start_server that is cancelled would be logged.
-            pass
         finally:
             link.cut()
             self.links.discard(link)
-            self._tasks.discard(task)
 
     async def _pump_up(self, link: Link, reader: asyncio.StreamReader) -> None:
         try:

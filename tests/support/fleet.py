@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection
@@ -87,13 +87,27 @@ def redis_lines() -> list[str]:
 
 
 class Node:
-    """One node: a name, its ports, and the process that runs, if one does."""
+    """One node: a name, its ports, and the process that runs, if one does.
 
-    def __init__(self, name: str, config: Path, broker_url: str, archive_url: str = "none") -> None:
+    `environ` is added to what all nodes have; for `before` see `ServerProcess`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Path,
+        broker_url: str,
+        archive_url: str = "none",
+        *,
+        environ: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.port, self.admin_port = steady_ports(2)
         self.broker_url = broker_url
         self.archive_url = archive_url
+        self.environ = dict(environ or {})
+        self.before = before
         self._config = config
         self.process: ServerProcess | None = None
 
@@ -105,8 +119,11 @@ class Node:
             "GALECAST_NODE": self.name,
             "GALECAST_BROKER_URL": self.broker_url,
             "GALECAST_ARCHIVE_URL": self.archive_url,
+            **self.environ,
         }
-        self.process = ServerProcess("--config", str(self._config), *ports, environ=environ)
+        self.process = ServerProcess(
+            "--config", str(self._config), *ports, environ=environ, before=self.before
+        )
         await_true(lambda: self.readiness()[0] == 200, lambda: f"{self.name}: {self.readiness()}")
 
     def readiness(self) -> tuple[int, str]:
