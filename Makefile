@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover rules types screenshots bench lock build clean distclean
+.PHONY: help run test check lint format cover rules soak types screenshots bench lock build clean distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -51,6 +51,9 @@ cover: $(VENV)/.dev $(NODE) ## run the tests and measure coverage, servers in pr
 
 rules: $(VENV)/.dev ## take each rule of delivery out of the product and see that a test fails (ARGS="--rule 15")
 	$(BIN)/python tests/support/without.py $(ARGS)
+
+soak: $(VENV)/.dev ## mix faults at random under load and check what came (SECONDS=600 SEED=7)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/soak.py --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
 	node $(BROWSER)/types.mjs static

@@ -8,10 +8,11 @@
 """
 
 import asyncio
+import random
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import pytest
+
 from checker import Violation, check
-from checker.records import Drained, Dump, Fault, Publish, Scope, write_history
+from checker.records import Closed, Drained, Dump, Fault, Publish, Reset, Scope, write_history
+from fake_clock import FakeClock
 from fault_proxy import FaultProxy
 from fleet import KEY, NAMES, Node, at_once, await_true, redis_lines, settings_file
 from fleet_clients import LOST, until
@@ -29,15 +33,20 @@ from muting_proxy import MutingProxy
 from pubsub.archive import Query
 from pubsub.errors import ArchiveUnavailable
 from pubsub.sqlite_archive import SqliteArchive
-from recorded import KINDS, RecordedFollower, RecordedPublisher, Recorder
+from recorded import KINDS, RecordedFollower, RecordedPublisher, RecordedStream, Recorder
 from redis_sentinel import SentinelRig
-from redis_server import RedisServer
+from redis_server import PACKAGED, RedisServer, find_packaged_server
+from small_disk import SmallDisk
 
 CHANNELS: Final = ("load.a", "load.b")
 HOWS: Final = ("id", "key", "batch")
 # What presence may take: the lease of a node (2 s), a heartbeat of the others, and a busy machine.
 PRESENCE_S: Final = 8.0
 PATIENCE_S: Final = 30.0
+# After so long without a new event, none is on its way into the archive any more.
+_QUIET_S: Final = 8.0
+# Enough for what a scenario writes, and no more than a moment to fill.
+_DISK_BYTES: Final = 16_000_000
 _RULE: Final = """
 [[channels]]
 match = ">"
@@ -61,7 +70,9 @@ class Setup:
     """What a rig is made of: see the fields' defaults for the usual one.
 
     `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies) or "none"
-    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk.
+    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk. `disk`:
+    whose disk is small, "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the
+    first).
     """
 
     nodes: int = 2
@@ -69,6 +80,8 @@ class Setup:
     aof: bool = True
     redis_options: tuple[str, ...] = ()
     archive: bool = False
+    disk: str = ""
+    clock: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     clients: int = 5
     publishers: int = 3
@@ -83,6 +96,8 @@ class FaultRig:
         self.recorder = Recorder()
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
         self.archive_path = self.folder / "archive.db"
+        self.disk: SmallDisk | None = None
+        self.clock: FakeClock | None = None
         self.sentinels: SentinelRig | None = None
         self.redis: RedisServer
         self.nodes: list[Node] = []
@@ -90,9 +105,21 @@ class FaultRig:
         self.to_node: list[FaultProxy] = []
         self.clients: list[RecordedFollower] = []
         self.publishers: list[RecordedPublisher] = []
+        self.rng = random.Random(setup.seed)
         # What the scope of the history will be, as far as the faults so far allow it.
         self.tellings = 0
-        self.loses = False
+        self.loses = self.forgets = False
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients and publishers go."""
+        return [f"http://127.0.0.1:{proxy.port}" for proxy in self.to_node]
+
+    def client(self, number: int) -> RecordedFollower:
+        """Let a client come; every third is a service over SSE, the others are users."""
+        kind = KINDS[number % len(KINDS)]
+        user = None if kind is RecordedStream else f"u{number}"
+        return kind(self.recorder, self.urls, CHANNELS, number, user)
 
     # ---- what the load does
 
@@ -228,11 +255,16 @@ class FaultRig:
             if isinstance(each, Publish)
             and (each.channel, each.outcome) == (channel, "acknowledged")
         }
-        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        began = grew = asyncio.get_running_loop().time()
+        size = -1
         while True:
             events, missing = await self.archived(channel)
-            late = asyncio.get_running_loop().time() > deadline
-            if late or expected <= {event_id for _place, event_id, _data in events}:
+            now = asyncio.get_running_loop().time()
+            if len(events) > size:
+                size, grew = len(events), now
+            # Where some may be lost, the rest is there when nothing more comes.
+            over = now - (grew if self.loses else began) > (_QUIET_S if self.loses else PATIENCE_S)
+            if over or expected <= {event_id for _place, event_id, _data in events}:
                 break
             await asyncio.sleep(0.2)
         self.recorder.add(
@@ -243,7 +275,14 @@ class FaultRig:
         self, channel: str
     ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
         """Read the archive's file: its events, and what is told to be missing."""
-        archive = SqliteArchive(str(self.archive_path))
+        path = self.archive_path
+        if self.disk is not None and self.setup.disk == "archive":
+            # SQLite would resolve the path in this process' namespace.
+            for file in self.disk.outside.glob("archive.db*"):
+                if not file.name.endswith("-shm"):
+                    shutil.copy(file, self.folder)
+            path = self.folder / "archive.db"
+        archive = SqliteArchive(str(path))
         events: list[tuple[str, str, str]] = []
         try:
             await archive.start()
@@ -268,8 +307,21 @@ class FaultRig:
             archived=CHANNELS if self.setup.archive else (),
             tellings=self.tellings,
             loses=self.loses,
+            forgets=self.forgets,
             presence_s=PRESENCE_S,
         )
+
+    def felt(self) -> set[str]:
+        """Return how what happened was felt: by publishers, by clients, by telling them."""
+        found = set()
+        for record in self.recorder.records:
+            if isinstance(record, Publish) and record.outcome == "unknown":
+                found.add("publishers")
+            elif isinstance(record, Closed):
+                found.add("clients")
+            elif isinstance(record, Reset) or getattr(record, "recovered", None) is False:
+                found.add("told")
+        return found
 
     def verdict(self) -> list[Violation]:
         """Check all that was recorded."""
@@ -284,29 +336,31 @@ class FaultRig:
         return kept
 
 
+def is_there(client: RecordedFollower) -> bool:
+    """Say whether a client has begun to follow all of its channels."""
+    return all(each.first is not None for each in client.channels.values())
+
+
 @asynccontextmanager
 async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
     """Start everything, with clients that follow and publishers that publish; end it all."""
     rig = FaultRig(setup)
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, rig.folder, ignore_errors=True)
+        if setup.disk:
+            rig.disk = SmallDisk(_DISK_BYTES)
+            stack.callback(rig.disk.close)
+        if setup.clock:
+            rig.clock = FakeClock(rig.folder)
         await _start_redis(rig, stack)
         await _start_nodes(rig, stack)
-        urls = [f"http://127.0.0.1:{proxy.port}" for proxy in rig.to_node]
         stack.push_async_callback(rig.leave)
         for number in range(setup.clients):
-            kind = KINDS[number % len(KINDS)]
-            user = None if number % len(KINDS) == 2 else f"u{number}"
-            client = kind(rig.recorder, urls, CHANNELS, number, user)
-            rig.clients.append(client)
-        await until(
-            lambda: all(
-                each.first is not None for one in rig.clients for each in one.channels.values()
-            )
-        )
+            rig.clients.append(rig.client(number))
+        await until(lambda: all(map(is_there, rig.clients)))
         for number in range(setup.publishers):
             how = HOWS[number % len(HOWS)]
-            publisher = RecordedPublisher(rig.recorder, urls, number, CHANNELS, how)
+            publisher = RecordedPublisher(rig.recorder, rig.urls, number, CHANNELS, how)
             rig.publishers.append(publisher)
         yield rig
 
@@ -320,7 +374,20 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
         rig.redis = rig.sentinels.master
     elif setup.redis == "one":
         lines = [line for line in redis_lines() if not line.startswith("append")]
-        rig.redis = RedisServer(*lines, *setup.redis_options, tcp=True, aof=setup.aof)
+        before: Sequence[str] = ()
+        program = None
+        if rig.disk is not None and setup.disk == "redis":
+            # One that syncs always ends itself when its disk is full.
+            lines += ["appendonly yes", "appendfsync everysec", f"dir {rig.disk.path}"]
+            before = rig.disk.before
+        if rig.clock is not None and setup.clock == "redis":
+            before = ("env", *(f"{name}={value}" for name, value in rig.clock.environ.items()))
+            # Distributions build theirs with an allocator that libfaketime cannot live with.
+            program = next(filter(None, map(find_packaged_server, reversed(PACKAGED))), None)
+            if program is None:
+                pytest.skip("there is no Redis that libfaketime works with")
+        options = (*lines, *setup.redis_options)
+        rig.redis = RedisServer(*options, tcp=True, aof=setup.aof, program=program, before=before)
         stack.callback(rig.redis.close)
         await asyncio.to_thread(rig.redis.start)
         for number in range(setup.nodes):
@@ -331,18 +398,26 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
 async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
     setup = rig.setup
     config = settings_file(rig.folder, _RULE.format(archive=str(setup.archive).lower()))
+    before: Sequence[str] = ()
+    if rig.disk is not None and setup.disk == "archive":
+        rig.archive_path = rig.disk.path / "archive.db"
+        before = rig.disk.before
     archive_url = f"sqlite:///{rig.archive_path}" if setup.archive else "none"
     for number in range(setup.nodes):
         if rig.sentinels is not None:
             broker_url = rig.sentinels.url
         else:
             broker_url = rig.to_redis[number].url if rig.to_redis else "memory://"
+        environ = {**ENVIRON, **setup.environ}
+        if rig.clock is not None and setup.clock == "node" and not number:
+            environ |= rig.clock.environ
         node = Node(
             NAMES[number],
             config,
             broker_url,
             archive_url,
-            environ={**ENVIRON, **setup.environ},
+            environ=environ,
+            before=before,
         )
         rig.nodes.append(node)
     # In threads: they reach Redis through proxies of this loop.

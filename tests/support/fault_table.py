@@ -5,15 +5,21 @@ their own are mixed at random by the soak (`tests/faults/soak.py`).
 """
 
 import asyncio
+import os
+import resource
 import signal
+import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from fault_proxy import FaultProxy
-from fault_rig import CHANNELS, FaultRig, Setup
+from fault_rig import CHANNELS, FaultRig, Setup, is_there
 from fleet_clients import until
+from ports import steady_ports
 from pubsub.redis_keys import RedisKeys
 
 # Longer than the lease of a node (2 s) lasts.
@@ -24,14 +30,21 @@ _BEYOND_LEASE_S: Final = 3.0
 class Kind:
     """A fault: `run` harms the rig, and returns when it is healed.
 
+    `harms` says what: of different things, two can be harmed at the same time.
+
     `tellings`: how often each client may be told at most that events may be missing. `loses`: it
-    may take acknowledged events with it, if that is told. `setup`: the rig that it takes.
+    may take acknowledged events with it, if that is told. `forgets`: the recent history may begin
+    later. `felt`: who has to notice, lest nothing
+    was harmed: "publishers", "clients" (their sessions end), "told". `setup`: the rig it takes.
     """
 
     name: str
+    harms: str
     run: Callable[[FaultRig], Awaitable[None]]
     tellings: int = 0
     loses: bool = False
+    forgets: bool = False
+    felt: tuple[str, ...] = ()
     setup: Setup = field(default_factory=Setup)
 
 
@@ -152,23 +165,37 @@ async def http_answers_lost(rig: FaultRig) -> None:
 
 async def deaf(rig: FaultRig) -> None:
     """One node's pub/sub connection stands, and nothing comes through it."""
-    rig.to_redis[0].mute = True
+    proxy = rig.rng.choice(rig.to_redis)
+    proxy.mute = True
     await asyncio.sleep(2.0)
-    rig.to_redis[0].mute = False
+    proxy.mute = False
+
+
+# ---- clients
+
+
+async def clients_wander(rig: FaultRig) -> None:
+    """No fault at all: clients come and go."""
+    first = 100 * (1 + len(rig.recorder.records))
+    them = [rig.client(first + number) for number in range(4)]
+    await until(lambda: all(map(is_there, them)))
+    for each in them:
+        await rig.tried(1)
+        await each.depart()
 
 
 # ---- processes
 
 
 async def node_killed(rig: FaultRig) -> None:
-    node = rig.nodes[-1]
+    node = rig.rng.choice(rig.nodes)
     await asyncio.to_thread(node.kill)
     await rig.tried(2)
     await asyncio.to_thread(node.start)
 
 
 async def node_terminated(rig: FaultRig) -> None:
-    node = rig.nodes[0]
+    node = rig.rng.choice(rig.nodes)
     await asyncio.to_thread(node.stop)
     await rig.tried(1)
     await asyncio.to_thread(node.start)
@@ -176,9 +203,10 @@ async def node_terminated(rig: FaultRig) -> None:
 
 async def node_stopped(rig: FaultRig) -> None:
     """It wakes when its lease is over, with requests in it that nobody waits for any more."""
-    rig.nodes[0].signal(signal.SIGSTOP)
+    node = rig.rng.choice(rig.nodes)
+    node.signal(signal.SIGSTOP)
     await asyncio.sleep(_BEYOND_LEASE_S)
-    rig.nodes[0].signal(signal.SIGCONT)
+    node.signal(signal.SIGCONT)
 
 
 async def nodes_stall(rig: FaultRig) -> None:
@@ -236,24 +264,185 @@ async def memory_full(rig: FaultRig) -> None:
     await asyncio.to_thread(rig.redis.ask, "CONFIG", "SET", "maxmemory", "256mb")
 
 
+async def history_evicted(rig: FaultRig) -> None:
+    """The events that Redis keeps are gone; who resumes meanwhile is told."""
+    keys = RedisKeys()
+    for channel in CHANNELS:
+        await asyncio.to_thread(rig.redis.ask, "DEL", keys.stream(channel))
+    await _reset(rig, rig.to_node)
+
+
+async def failed_over(rig: FaultRig) -> None:
+    """The master dies, and its replica takes over."""
+    servers = rig.sentinels
+    assert servers is not None
+    await asyncio.to_thread(servers.master.kill)
+    await asyncio.to_thread(servers.wait, lambda: servers.promoted(servers.replica))
+    await rig.all_ready()
+
+
+async def tail_lost(rig: FaultRig) -> None:
+    """The master dies with events that its replica never got, and the replica takes over."""
+    servers = rig.sentinels
+    assert servers is not None
+    # From here on it hears nothing of its master; soon it must be promoted.
+    nowhere = ("REPLICAOF", "127.0.0.1", steady_ports(1)[0])
+    await asyncio.to_thread(servers.replica.ask, *nowhere)
+    await rig.flow(2)
+    await failed_over(rig)
+
+
+async def disk_full(rig: FaultRig) -> None:
+    """Nothing more can be written, until there is room again."""
+    assert rig.disk is not None
+    await asyncio.to_thread(rig.disk.fill)
+    await rig.tried(3)
+    await asyncio.sleep(2.0)
+    await asyncio.to_thread(rig.disk.free)
+    await rig.all_ready()
+
+
+def _clock_jumps(seconds: int) -> Callable[[FaultRig], Awaitable[None]]:
+    async def run(rig: FaultRig) -> None:
+        assert rig.clock is not None
+        for put_off in (seconds, 0):
+            rig.clock.jump(put_off)
+            await rig.tried(3)
+            for proxy in rig.to_node:
+                proxy.reset()
+            await rig.tried(2)
+            await asyncio.sleep(1.0)
+
+    return run
+
+
+# ---- resources
+
+
+async def few_files(rig: FaultRig) -> None:
+    """A node may open no file more than it has open: it can take no new connection."""
+    node = rig.nodes[0]
+    assert node.process is not None
+    pid = node.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), before[1]))
+    rig.to_node[0].reset()
+    rig.to_redis[0].reset()
+    await rig.tried(3)
+    await asyncio.sleep(1.0)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+# ---- the archive
+
+
+async def archive_frozen(rig: FaultRig) -> None:
+    """Somebody holds the database of the archive for longer than any write waits."""
+    await asyncio.to_thread(_hold_database, rig.archive_path, 3.0)
+
+
+def _hold_database(path: Path, seconds: float) -> None:
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        time.sleep(seconds)
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+async def archivists_killed(rig: FaultRig) -> None:
+    """Nodes die in the middle of what they move into the archive, which waits for them."""
+    for node in rig.nodes:
+        frozen = asyncio.create_task(asyncio.to_thread(_hold_database, rig.archive_path, 0.8))
+        await rig.tried(2)
+        await asyncio.to_thread(node.kill)
+        await frozen
+        await asyncio.to_thread(node.start)
+
+
 def _network(where: str, which: Callable[[FaultRig], Iterable[FaultProxy]]) -> list[Kind]:
-    return [Kind(name=f"{where} {name}", run=_on(how, which)) for name, how in NETWORK.items()]
+    return [
+        Kind(name=f"{where} {name}", harms="network", run=_on(how, which))
+        for name, how in NETWORK.items()
+    ]
+
+
+_ARCHIVED: Final = Setup(archive=True)
+_SENTINEL: Final = Setup(redis="sentinel")
+_ALONE: Final = Setup(redis="none", nodes=1, archive=True)
+
+
+def _both(*runs: Callable[[FaultRig], Awaitable[None]]) -> Callable[[FaultRig], Awaitable[None]]:
+    async def run(rig: FaultRig) -> None:
+        await asyncio.gather(*(each(rig) for each in runs))
+
+    return run
 
 
 FAULTS: Final = (
-    *_network("to redis", lambda rig: rig.to_redis[:1]),
-    *_network("to nodes", lambda rig: rig.to_node[:1]),
-    Kind(name="publishes' answers lost", run=publishes_answers_lost),
-    Kind(name="http answers lost", run=http_answers_lost),
-    Kind(name="one node deaf", run=deaf),
-    Kind(name="node killed", run=node_killed),
-    Kind(name="node terminated", run=node_terminated),
-    Kind(name="node stopped", run=node_stopped),
-    Kind(name="nodes stall", run=nodes_stall),
-    Kind(name="redis killed", run=redis_killed),
-    Kind(name="redis emptied", run=redis_emptied, tellings=1, loses=True),
-    Kind(name="redis stopped", run=redis_stopped),
-    Kind(name="redis clients killed", run=redis_clients_killed),
-    Kind(name="records evicted", run=records_evicted, tellings=1, loses=True),
-    Kind(name="memory full", run=memory_full),
+    *_network("to redis", lambda rig: [rig.rng.choice(rig.to_redis)]),
+    *_network("to nodes", lambda rig: [rig.rng.choice(rig.to_node)]),
+    Kind(name="clients wander", harms="clients", run=clients_wander),
+    Kind(name="answers of redis lost", harms="network", run=publishes_answers_lost),
+    Kind(name="answers of nodes lost", harms="network", run=http_answers_lost),
+    Kind(name="one node deaf", harms="network", run=deaf),
+    Kind(name="node killed", harms="nodes", run=node_killed),
+    Kind(name="node terminated", harms="nodes", run=node_terminated),
+    Kind(name="node stopped", harms="nodes", run=node_stopped),
+    Kind(name="nodes stall", harms="nodes", run=nodes_stall),
+    Kind(name="redis killed", harms="redis", run=redis_killed),
+    Kind(name="redis emptied", harms="redis", run=redis_emptied, tellings=1, loses=True),
+    Kind(name="redis stopped", harms="redis", run=redis_stopped),
+    Kind(name="redis clients killed", harms="redis", run=redis_clients_killed),
+    Kind(name="records evicted", harms="redis", run=records_evicted, tellings=1, loses=True),
+    Kind(name="memory full", harms="redis", run=memory_full),
+    Kind(name="history evicted", harms="redis", run=history_evicted, tellings=3, forgets=True),
+    Kind(
+        name="failed over", harms="redis", run=failed_over, tellings=1, loses=True, setup=_SENTINEL
+    ),
+    Kind(
+        name="tail lost",
+        harms="redis",
+        run=tail_lost,
+        tellings=2,
+        loses=True,
+        felt=("told",),
+        setup=_SENTINEL,
+    ),
+    Kind(
+        name="redis disk full", harms="redis", run=disk_full, setup=Setup(disk="redis", aof=False)
+    ),
+    Kind(
+        name="redis clock ahead", harms="redis", run=_clock_jumps(100), setup=Setup(clock="redis")
+    ),
+    Kind(
+        name="redis clock behind", harms="redis", run=_clock_jumps(-100), setup=Setup(clock="redis")
+    ),
+    Kind(name="node clock ahead", harms="nodes", run=_clock_jumps(300), setup=Setup(clock="node")),
+    Kind(
+        name="node clock behind", harms="nodes", run=_clock_jumps(-300), setup=Setup(clock="node")
+    ),
+    Kind(name="few files", harms="nodes", run=few_files),
+    Kind(name="archive frozen", harms="archive", run=archive_frozen, setup=_ARCHIVED),
+    Kind(name="archivists killed", harms="nodes", run=archivists_killed, setup=_ARCHIVED),
+    Kind(
+        name="archive disk full",
+        harms="archive",
+        run=disk_full,
+        setup=replace(_ARCHIVED, disk="archive"),
+    ),
+    Kind(name="alone killed", harms="nodes", run=node_killed, setup=_ALONE),
+    Kind(name="alone terminated", harms="nodes", run=node_terminated, setup=_ALONE),
+    Kind(name="alone stopped", harms="nodes", run=node_stopped, setup=_ALONE),
+    Kind(name="alone archive frozen", harms="nodes", run=archive_frozen, setup=_ALONE),
+    Kind(
+        name="alone disk full", harms="nodes", run=disk_full, setup=replace(_ALONE, disk="archive")
+    ),
+    Kind(
+        name="archive frozen and redis killed",
+        harms="redis",
+        run=_both(archive_frozen, redis_killed),
+        setup=_ARCHIVED,
+    ),
 )

@@ -79,10 +79,18 @@ class RecordedFollower(Follower):
         super().on_end(error)
         if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.code >= STAY_AWAY:
             self._strange(f"closed with {error.rcvd}")
+        self._leave(repr(error)[:100], last=False)
+
+    async def depart(self) -> None:
+        """Go for good, which is no loss of a session."""
+        self._leave("", last=True)
+        await self.close()
+
+    def _leave(self, reason: str, *, last: bool) -> None:
         if not self.session:
             return
-        ended = repr(error)[:100]
-        self._recorder.add(Closed, client=self.name, session=self.session, reason=ended)
+        about = {"client": self.name, "session": self.session}
+        self._recorder.add(Closed, last=last, reason=reason, **about)
         if self.presence:
             for channel in self.channels:
                 self._recorder.add(Seen, client=self.name, channel=channel, members=None)

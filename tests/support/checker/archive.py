@@ -52,11 +52,15 @@ def _one_chain(dump: Dump, who: str) -> Iterator[Violation]:
 def _complete(history: History, dump: Dump, who: str) -> Iterator[Violation]:
     kept = {event_id for _position, event_id, _data in dump.events}
     missing = _missing(dump)
+    begins = place(dump.events[0][0]).offset if dump.events else float("inf")
+    forgets = dump.store == "history" and history.scope.forgets
     for event in acknowledged(history, dump.channel):
         at = event.places[-1]
         if event.id in kept or any(
             after.offset < at.offset <= upto.offset for after, upto in missing
         ):
+            continue
+        if forgets and at.offset < begins:
             continue
         if not (history.scope.loses and _was_told(history, event, at)):
             yield Violation(dump.store, f"{who} does not have {event.id} at {at}")

@@ -26,6 +26,7 @@ class Scope(msgspec.Struct, tag_field="kind", tag="scope", frozen=True, kw_only=
     archived: tuple[str, ...] = ()
     tellings: int = 0
     loses: bool = False
+    forgets: bool = False
     endings: int | None = None
     presence_s: float = 10.0
     at: float = 0.0
