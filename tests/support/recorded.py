@@ -20,7 +20,7 @@ from checker.records import (
     Strange,
     Subscribed,
 )
-from fleet import KEY
+from fleet import KEY, make_token
 from fleet_clients import LOST, Follower, MsgpackFollower, StreamFollower, WebSocketFollower
 from fleet_http import Answer, Exchange
 from fleet_publishers import Publisher
@@ -68,10 +68,13 @@ class RecordedFollower(Follower):
         self._recorder = recorder
         self._urls = urls
         self._number = number
+        self._user = user
         super().__init__(urls[0], None, channels, user=user)
 
     def on_begin(self) -> None:
         super().on_begin()
+        if self._user is not None:
+            self.bearer = make_token(self._user)
         self.url = self._urls[self._number % len(self._urls)]
         self._number += 1
 
@@ -87,7 +90,7 @@ class RecordedFollower(Follower):
         await self.close()
 
     def _leave(self, reason: str, *, last: bool) -> None:
-        if not self.session:
+        if not self.session and not last:
             return
         about = {"client": self.name, "session": self.session}
         self._recorder.add(Closed, last=last, reason=reason, **about)
@@ -116,6 +119,9 @@ class RecordedFollower(Follower):
                 self._recorder.add(Subscribed, position=place, recovered=recovered, **about)
                 if self.presence:
                     self._recorder.add(Present, channel=channel, member=self.session, here=True)
+            case "expiring":
+                # It comes back with a new token.
+                return
             case "reset":
                 self._recorder.add(Reset, position=place, **about)
         super().take(message)
