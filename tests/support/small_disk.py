@@ -1,5 +1,5 @@
 """A small disk that can be full: a tmpfs in a mount namespace of its own, so that only those see it
-who are started in there. It takes root, and a kernel that lets one mount.
+who are started in there. It takes root, or a kernel that lets everybody have namespaces.
 """
 
 import os
@@ -14,6 +14,9 @@ import pytest
 
 from processes import ROOT
 
+# Whoever is not root is, in a namespace of users of its own.
+_ROOT: Final = os.geteuid() == 0
+_UNSHARE: Final = ("unshare", "--mount") if _ROOT else ("unshare", "--mount", "--map-root-user")
 _MOUNT: Final = 'mount -t tmpfs -o size="$1" tmpfs "$2" && echo mounted && exec sleep infinity'
 
 
@@ -21,7 +24,7 @@ _MOUNT: Final = 'mount -t tmpfs -o size="$1" tmpfs "$2" && echo mounted && exec 
 def may_mount() -> bool:
     """Say whether this process may mount a file system in a namespace of its own."""
     try:
-        command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        command = [*_UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         return False
@@ -35,17 +38,19 @@ class SmallDisk:
 
     def __init__(self, size_bytes: int) -> None:
         if not may_mount():
-            pytest.skip("to have a full disk takes root, and the right to mount one")
+            pytest.skip("nobody may mount a small disk here: it takes root, or namespaces of users")
         self._size_bytes = size_bytes
         self.path = Path(tempfile.mkdtemp(prefix="disk-"))
         arguments = ["sh", str(size_bytes), str(self.path)]
         self._holder = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", _MOUNT, *arguments], stdout=subprocess.PIPE
+            [*_UNSHARE, "sh", "-c", _MOUNT, *arguments], stdout=subprocess.PIPE
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"mounted\n"
         self.outside = Path(f"/proc/{self._holder.pid}/root{self.path}")
-        self.before = ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={ROOT}")
+        spaces = f"/proc/{self._holder.pid}/ns"
+        users = () if _ROOT else (f"--user={spaces}/user", "--preserve-credentials")
+        self.before = ("nsenter", *users, f"--mount={spaces}/mnt", f"--wd={ROOT}")
 
     def fill(self) -> None:
         """Leave no byte free."""
