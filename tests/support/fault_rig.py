@@ -29,14 +29,17 @@ from fault_proxy import FaultProxy
 from fleet import KEY, NAMES, Node, at_once, await_true, redis_lines, settings_file
 from fleet_clients import LOST, until
 from fleet_http import ask
+from mongo_server import MongoServer
 from muting_proxy import MutingProxy
-from pubsub.archive import Query
-from pubsub.errors import ArchiveUnavailable
+from pubsub.archive import Archive
+from pubsub.archive_url import parse_archive_url
+from pubsub.mongo_archive import MongoArchive
 from pubsub.sqlite_archive import SqliteArchive
 from recorded import KINDS, RecordedFollower, RecordedPublisher, RecordedStream, Recorder
 from redis_sentinel import SentinelRig
 from redis_server import PACKAGED, RedisServer, find_packaged_server
 from small_disk import SmallDisk
+from stored import read_stored
 
 CHANNELS: Final = ("load.a", "load.b")
 HOWS: Final = ("id", "key", "batch")
@@ -70,9 +73,9 @@ class Setup:
     """What a rig is made of: see the fields' defaults for the usual one.
 
     `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies) or "none"
-    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk. `disk`:
-    whose disk is small, "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the
-    first).
+    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk.
+    `archive`: there is one, in SQLite or (`database`) in a MongoDB. `disk`: whose disk is small,
+    "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the first).
     """
 
     nodes: int = 2
@@ -80,6 +83,7 @@ class Setup:
     aof: bool = True
     redis_options: tuple[str, ...] = ()
     archive: bool = False
+    database: bool = False
     disk: str = ""
     clock: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class FaultRig:
         self.recorder = Recorder()
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
         self.archive_path = self.folder / "archive.db"
+        self.database: MongoServer | None = None
         self.disk: SmallDisk | None = None
         self.clock: FakeClock | None = None
         self.sentinels: SentinelRig | None = None
@@ -258,7 +263,7 @@ class FaultRig:
         began = grew = asyncio.get_running_loop().time()
         size = -1
         while True:
-            events, missing = await self.archived(channel)
+            events, missing = await read_stored(self._archive(), channel)
             now = asyncio.get_running_loop().time()
             if len(events) > size:
                 size, grew = len(events), now
@@ -271,10 +276,11 @@ class FaultRig:
             Dump, store="archive", channel=channel, events=tuple(events), missing=tuple(missing)
         )
 
-    async def archived(
-        self, channel: str
-    ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
-        """Read the archive's file: its events, and what is told to be missing."""
+    def _archive(self) -> Archive:
+        """Open the archive for reading, past the nodes."""
+        if self.database is not None:
+            target = parse_archive_url(self.database.url)
+            return MongoArchive(target.url, target.database)
         path = self.archive_path
         if self.disk is not None and self.setup.disk == "archive":
             # SQLite would resolve the path in this process' namespace.
@@ -282,24 +288,7 @@ class FaultRig:
                 if not file.name.endswith("-shm"):
                     shutil.copy(file, self.folder)
             path = self.folder / "archive.db"
-        archive = SqliteArchive(str(path))
-        events: list[tuple[str, str, str]] = []
-        try:
-            await archive.start()
-            after = 0
-            while page := await archive.read(Query(channel=channel, after=after, limit=1000)):
-                events += [(str(e.position), e.id, e.data.decode().strip('"')) for e in page]
-                after = page[-1].position.offset
-            gaps = await archive.unarchived(channel)
-        except ArchiveUnavailable:
-            return [], []
-        finally:
-            await archive.close()
-        missing = [
-            (f"{each.epoch}-{each.first - 1}-{'0' * 16}", f"{each.epoch}-{each.last}-{'0' * 16}")
-            for each in gaps
-        ]
-        return events, missing
+        return SqliteArchive(str(path))
 
     def scope(self) -> Scope:
         """Return what the history is held to."""
@@ -352,6 +341,10 @@ async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
             stack.callback(rig.disk.close)
         if setup.clock:
             rig.clock = FakeClock(rig.folder)
+        if setup.database:
+            rig.database = MongoServer()
+            stack.callback(rig.database.close)
+            await asyncio.to_thread(rig.database.start)
         await _start_redis(rig, stack)
         await _start_nodes(rig, stack)
         stack.push_async_callback(rig.leave)
@@ -403,6 +396,8 @@ async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
         rig.archive_path = rig.disk.path / "archive.db"
         before = rig.disk.before
     archive_url = f"sqlite:///{rig.archive_path}" if setup.archive else "none"
+    if rig.database is not None:
+        archive_url = rig.database.url
     for number in range(setup.nodes):
         if rig.sentinels is not None:
             broker_url = rig.sentinels.url

@@ -58,6 +58,7 @@ def _network(where: str, which: Callable[[FaultRig], Iterable[FaultProxy]]) -> l
 
 
 _ARCHIVED: Final = Setup(archive=True)
+_DATABASE: Final = Setup(archive=True, database=True)
 _SENTINEL: Final = Setup(redis="sentinel")
 _ALONE: Final = Setup(redis="none", nodes=1, archive=True)
 
@@ -168,6 +169,8 @@ FAULTS: Final = (
         run=faults.archivists_killed,
         setup=_ARCHIVED,
     ),
+    Kind(name="database frozen", harms="archive", run=faults.database_frozen, setup=_DATABASE),
+    Kind(name="database killed", harms="archive", run=faults.database_killed, setup=_DATABASE),
     Kind(
         name="archive disk full",
         harms="archive",

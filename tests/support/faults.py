@@ -327,6 +327,24 @@ def _hold_database(path: Path, seconds: float) -> None:
         connection.close()
 
 
+async def database_frozen(rig: FaultRig) -> None:
+    """The database of the archive takes what is sent, and answers nothing."""
+    assert rig.database is not None
+    rig.database.stop()
+    await rig.tried(2)
+    await asyncio.sleep(_BEYOND_LEASE_S)
+    rig.database.go_on()
+
+
+async def database_killed(rig: FaultRig) -> None:
+    """The database of the archive is away, and comes back."""
+    assert rig.database is not None
+    await asyncio.to_thread(rig.database.kill)
+    await rig.tried(3)
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(rig.database.start)
+
+
 async def archivists_killed(rig: FaultRig) -> None:
     """Nodes die in the middle of what they move into the archive, which waits for them."""
     for node in rig.nodes:

@@ -32,6 +32,7 @@ def mixed(setup: Setup) -> list[Kind]:
         for kind in FAULTS
         if (kind.setup.redis, kind.setup.disk, kind.setup.clock) == ("one", "", "")
         and (setup.archive or not kind.setup.archive)
+        and not kind.setup.database
     ]
 
 
