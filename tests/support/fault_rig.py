@@ -23,7 +23,17 @@ from urllib.parse import quote
 import pytest
 
 from checker import Violation, check
-from checker.records import Closed, Drained, Dump, Fault, Publish, Reset, Scope, write_history
+from checker.records import (
+    Closed,
+    Drained,
+    Dump,
+    Fault,
+    Publish,
+    Reset,
+    Scope,
+    Strange,
+    write_history,
+)
 from fake_clock import FakeClock
 from fault_proxy import FaultProxy
 from fleet import KEY, NAMES, Node, at_once, await_true, redis_lines, settings_file
@@ -195,6 +205,10 @@ class FaultRig:
         with suppress(AssertionError):
             await until(self._rooms_are_right, PRESENCE_S + 4)
         self.recorder.add(Drained)
+        for node in self.nodes:
+            for line in node.log.splitlines():
+                if '"level":"error"' in line or "Traceback" in line:
+                    self.recorder.add(Strange, who=node.name, text=line)
         for channel in CHANNELS:
             await self._dump_history(channel)
             if self.setup.archive:

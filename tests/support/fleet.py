@@ -109,6 +109,7 @@ class Node:
         self.environ = dict(environ or {})
         self.before = before
         self._config = config
+        self._said = ""
         self.process: ServerProcess | None = None
 
     def start(self) -> None:
@@ -140,7 +141,8 @@ class Node:
 
     @property
     def log(self) -> str:
-        return "" if self.process is None else self.process.log
+        """All that its processes have written, one after another."""
+        return self._said + ("" if self.process is None else self.process.log)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process that runs."""
@@ -163,6 +165,7 @@ class Node:
     def _gone(self) -> None:
         assert self.process is not None
         self.process.__exit__(None, None, None)
+        self._said += self.process.log
         self.process = None
 
     def hurry(self) -> None:
