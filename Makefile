@@ -17,8 +17,8 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover rules fuzz types screenshots bench peers lock build clean \
-	distclean
+.PHONY: help run test check lint format cover rules fuzz soak types screenshots bench peers lock build \
+	clean distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -57,6 +57,9 @@ rules: $(VENV)/.dev ## take each rule of delivery out of the product and see tha
 
 fuzz: $(VENV)/.dev ## fuzz what reads bytes of others, each target for a while (SECONDS=60 TARGET=frames)
 	$(BIN)/python tests/fuzz/fuzz_run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET)) $(ARGS)
+
+soak: $(VENV)/.dev ## mix faults at random under load and check what came (SECONDS=600 SEED=7)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/soak.py --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 types: $(NODE) ## write static/galecast.d.ts anew, from the JSDoc of static/galecast.js
 	node $(BROWSER)/types.mjs static

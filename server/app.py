@@ -45,6 +45,7 @@ _log = logging.getLogger("galecast")
 _BACKLOG = 4096
 # How long a request may be under way on a connection that stands.
 _LAST_REQUESTS_S = 0.5
+_LET_GO_S = 0.5
 
 
 def app_version() -> str:
@@ -201,6 +202,11 @@ class App:
 
     # The end
 
+    @property
+    def patience_s(self) -> float:
+        """How long a drain takes at most, and all that follows it."""
+        return self.settings.drain.delay_s + self.settings.drain.grace_s
+
     async def drain(self) -> None:
         """Say goodbye: not ready; after the delay no new connections; then every session is told.
 
@@ -210,7 +216,7 @@ class App:
         node.lifecycle.phase = Phase.DRAINING
         _log.info(
             "draining, at most %g s; a second signal ends at once",
-            drain.delay_s + drain.grace_s,
+            self.patience_s,
             extra={"sessions": len(node.hub.sessions)},
         )
         await asyncio.sleep(drain.delay_s)
@@ -291,6 +297,7 @@ async def run(
         loop.add_signal_handler(signal.SIGTERM, on_stop)
         loop.add_signal_handler(signal.SIGINT, on_stop)
         loop.add_signal_handler(signal.SIGHUP, on_reload)
+    ends: float | None = None
     try:
         try:
             await app.start()
@@ -302,18 +309,39 @@ async def run(
             tie.say_ready()
         async with beside(app.url):
             await stopping.wait()
+        ends = loop.time() + app.patience_s
         drained = asyncio.create_task(app.drain())
         hurry = asyncio.create_task(hurried.wait())
         await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
         for task in (drained, hurry):
             task.cancel()
         await asyncio.wait([drained, hurry])
-        _log.info("stopped")
-        return 1 if hurried.is_set() else 0
     finally:
-        await app.close()
+        await _let_go(app, hurried, None if ends is None else max(0.0, ends - loop.time()))
         if tie is not None:
             tie.let_go(loop)
+    _log.info("stopped")
+    return 1 if hurried.is_set() else 0
+
+
+async def _let_go(app: App, hurried: asyncio.Event, patience_s: float | None) -> None:
+    """Close `app`: not for longer than that (None: for ever), and not once one is in a hurry.
+
+    What takes so long is asking others, such as a Redis that does not answer, to forget this node;
+    they forget it by themselves too. What was acknowledged is where it belongs already.
+    """
+    closing = asyncio.create_task(app.close())
+    hurry = asyncio.create_task(hurried.wait())
+    await asyncio.wait([closing, hurry], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    # Where all answer it takes a moment.
+    done, _rest = await asyncio.wait([closing], timeout=_LET_GO_S)
+    if not done:
+        _log.warning("ends without waiting for what does not answer")
+        closing.cancel()
+    await asyncio.wait([closing, hurry])
+    if not closing.cancelled():
+        closing.result()
 
 
 def serve(

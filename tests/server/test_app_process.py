@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import websocket
 
+from fleet import await_true
 from processes import ROOT, ServerProcess
+from redis_server import RedisServer
 
 _TIMEOUT_S = 10.0
 
@@ -92,6 +94,36 @@ def second_signal() -> None:
         server.await_log("draining")
         server.signal(signal.SIGTERM)
         assert server.wait() == 1
+
+
+@pytest.mark.parametrize("twice", [True, False])
+async def test_an_end_does_not_wait_for_a_redis_that_is_frozen(twice: bool) -> None:
+    """It waited for `broker.call_timeout_s`, whatever the grace time, and whoever was in a hurry.
+
+    What waited was the node's farewell to its presence entries; a second signal that came then was
+    heard by nobody, and the code was 0.
+    """
+    await asyncio.to_thread(end_while_redis_is_frozen, twice)
+
+
+def end_while_redis_is_frozen(twice: bool) -> None:
+    environ = {
+        "GALECAST_DRAIN_DELAY_S": "0",
+        "GALECAST_DRAIN_GRACE_S": "25" if twice else "0.5",
+        "GALECAST_BROKER_CALL_TIMEOUT_S": "30",
+    }
+    with RedisServer() as redis:
+        with ServerProcess("--dev", "--broker-url", redis.url, environ=environ) as server:
+            await_true(lambda: get(server, "/readyz")[0] == 200, lambda: "never ready")
+            redis.stop()
+            server.signal(signal.SIGTERM)
+            server.await_log("draining")
+            if twice:
+                server.signal(signal.SIGTERM)
+            # Gives up long before Redis' answer is due.
+            assert server.wait() == (1 if twice else 0)
+            server.await_log("ends without waiting")
+        redis.go_on()
 
 
 async def test_a_drain_ends_with_the_grace_time() -> None:

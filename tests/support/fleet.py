@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection
@@ -87,14 +87,29 @@ def redis_lines() -> list[str]:
 
 
 class Node:
-    """One node: a name, its ports, and the process that runs, if one does."""
+    """One node: a name, its ports, and the process that runs, if one does.
 
-    def __init__(self, name: str, config: Path, broker_url: str, archive_url: str = "none") -> None:
+    `environ` is added to what all nodes have; for `before` see `ServerProcess`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Path,
+        broker_url: str,
+        archive_url: str = "none",
+        *,
+        environ: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.port, self.admin_port = steady_ports(2)
         self.broker_url = broker_url
         self.archive_url = archive_url
+        self.environ = dict(environ or {})
+        self.before = before
         self._config = config
+        self._said = ""
         self.process: ServerProcess | None = None
 
     def start(self) -> None:
@@ -105,8 +120,11 @@ class Node:
             "GALECAST_NODE": self.name,
             "GALECAST_BROKER_URL": self.broker_url,
             "GALECAST_ARCHIVE_URL": self.archive_url,
+            **self.environ,
         }
-        self.process = ServerProcess("--config", str(self._config), *ports, environ=environ)
+        self.process = ServerProcess(
+            "--config", str(self._config), *ports, environ=environ, before=self.before
+        )
         await_true(lambda: self.readiness()[0] == 200, lambda: f"{self.name}: {self.readiness()}")
 
     def readiness(self) -> tuple[int, str]:
@@ -123,7 +141,8 @@ class Node:
 
     @property
     def log(self) -> str:
-        return "" if self.process is None else self.process.log
+        """All that its processes have written, one after another."""
+        return self._said + ("" if self.process is None else self.process.log)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process that runs."""
@@ -146,6 +165,7 @@ class Node:
     def _gone(self) -> None:
         assert self.process is not None
         self.process.__exit__(None, None, None)
+        self._said += self.process.log
         self.process = None
 
     def hurry(self) -> None:

@@ -61,7 +61,12 @@ class Follower(ABC):
     """A client that stays with its channels until `close`, whatever happens to its connections."""
 
     def __init__(
-        self, url: str, tls: ssl.SSLContext, channels: Sequence[str], *, user: str | None = None
+        self,
+        url: str,
+        tls: ssl.SSLContext | None,
+        channels: Sequence[str],
+        *,
+        user: str | None = None,
     ) -> None:
         self.url = url
         self.tls = tls
@@ -83,14 +88,24 @@ class Follower(ABC):
     async def _stay(self) -> None:
         """Connect and follow all channels, until the connection ends."""
 
+    def on_begin(self) -> None:
+        """A connection is about to be made."""
+        self.live = False
+
+    def on_end(self, error: Exception | None) -> None:
+        """It ended, or was never made."""
+        self.live = False
+
     async def _run(self) -> None:
         while not self._closing.is_set():
             before = len(self.nodes)
+            self.on_begin()
+            ended: Exception | None = None
             try:
                 await self._stay()
-            except LOST:
-                pass
-            self.live = False
+            except LOST as error:
+                ended = error
+            self.on_end(ended)
             if len(self.nodes) > before:
                 self.lost += 1
             else:
@@ -235,7 +250,7 @@ KINDS: Final = (WebSocketFollower, MsgpackFollower, StreamFollower)
 @asynccontextmanager
 async def following(
     url: str,
-    tls: ssl.SSLContext,
+    tls: ssl.SSLContext | None,
     channels: Sequence[str],
     kinds: Iterable[type[Follower]],
     *,

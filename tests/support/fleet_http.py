@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand over TLS, to see each connection and each piece as it comes."""
+"""HTTP/1.1 by hand, over TLS if asked to, to see each connection and each piece as it comes."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class Exchange:
         self.writer = writer
 
     @classmethod
-    async def open(cls, url: str, tls: ssl.SSLContext) -> Self:
+    async def open(cls, url: str, tls: ssl.SSLContext | None) -> Self:
         place = urlsplit(url)
         async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await asyncio.open_connection(place.hostname, place.port, ssl=tls)
@@ -90,12 +90,16 @@ async def read_pieces(
         while size := int(await reader.readuntil(b"\r\n"), 16):
             yield (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)
+    elif headers.get("content-type", "").startswith("text/event-stream"):
+        # It ends with its connection.
+        while piece := await reader.read(65_536):
+            yield piece
     else:
         yield await reader.readexactly(int(headers.get("content-length", "0")))
 
 
 @asynccontextmanager
-async def open_exchange(url: str, tls: ssl.SSLContext) -> AsyncIterator[Exchange]:
+async def open_exchange(url: str, tls: ssl.SSLContext | None) -> AsyncIterator[Exchange]:
     """Open a connection for the block."""
     exchange = await Exchange.open(url, tls)
     try:
@@ -106,7 +110,7 @@ async def open_exchange(url: str, tls: ssl.SSLContext) -> AsyncIterator[Exchange
 
 async def ask(
     url: str,
-    tls: ssl.SSLContext,
+    tls: ssl.SSLContext | None,
     method: str,
     path: str,
     body: Any = None,

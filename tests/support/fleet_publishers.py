@@ -35,7 +35,7 @@ class Publisher:
     def __init__(
         self,
         url: str,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
         name: str,
         channels: Sequence[str],
         *,
@@ -125,7 +125,7 @@ class Publisher:
 @asynccontextmanager
 async def publishing(
     url: str,
-    tls: ssl.SSLContext,
+    tls: ssl.SSLContext | None,
     channels: Sequence[str],
     number: int,
     *,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,10 +17,18 @@ _PATIENCE_S = 20.0
 
 
 class ServerProcess:
-    """`galecast serve --dev --port 0`, or with other arguments; killed when the block ends."""
+    """`galecast serve --dev --port 0`, or with other arguments; killed when the block ends.
 
-    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "server.cli", "serve", "--port", "0"]
+    `before` stands before the command, such as `nsenter` and its arguments; it has to become it.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
+        command = [*before, sys.executable, "-m", "server.cli", "serve", "--port", "0"]
         self._process = subprocess.Popen(
             [*command, *(arguments or ("--dev",))],
             cwd=ROOT,

@@ -81,11 +81,18 @@ class RedisServer:
 
     It listens on a unix socket, and on a port of 127.0.0.1 when asked to (`tcp`). With `aof`,
     every write is on disk before it is answered. `program` is another redis-server than the found.
+    `before` stands before the command, and has to become it.
     """
 
     def __init__(
-        self, *options: str, tcp: bool = False, aof: bool = False, program: str | None = None
+        self,
+        *options: str,
+        tcp: bool = False,
+        aof: bool = False,
+        program: str | None = None,
+        before: Sequence[str] = (),
     ) -> None:
+        self._before = before
         self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self.socket = self.folder / "redis.sock"
@@ -138,7 +145,8 @@ class RedisServer:
         config.write_text("\n".join(lines) + "\n")
         self.socket.unlink(missing_ok=True)
         with (self.folder / "output").open("wb") as output:
-            self._process = subprocess.Popen([program, str(config)], stdout=output, stderr=output)
+            command = [*self._before, program, str(config)]
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:

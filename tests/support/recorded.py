@@ -1,0 +1,268 @@
+"""Clients and publishers that record what they see, for the checker."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from websockets.exceptions import ConnectionClosed
+
+from checker.records import (
+    Closed,
+    Delivery,
+    Outcome,
+    Present,
+    Publish,
+    Record,
+    Reset,
+    Seen,
+    Strange,
+    Subscribed,
+)
+from fleet import KEY, make_token
+from fleet_clients import LOST, Follower, MsgpackFollower, StreamFollower, WebSocketFollower
+from fleet_http import Answer, Exchange
+from fleet_publishers import Publisher
+
+# How long a publisher waits for an answer before it asks another node.
+ATTEMPT_S: Final = 4.0
+# From here on close codes say that a client is to stay away.
+STAY_AWAY: Final = 4500
+
+
+class Recorder:
+    """The history of a run, as it comes."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.acknowledged = 0
+        self._began = time.monotonic()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the history began."""
+        return time.monotonic() - self._began
+
+    def add(self, kind: type[Record], **fields: Any) -> None:
+        """Record something that happens now."""
+        self.records.append(kind(at=self.now, **fields))
+
+
+class RecordedFollower(Follower):
+    """A client that records; each connection is to the next of `urls`.
+
+    It is the `number`th: it begins with another of them. With `user`, it is a member of its
+    channels, and records who it sees there.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        urls: Sequence[str],
+        channels: Sequence[str],
+        number: int,
+        user: str | None,
+    ) -> None:
+        self.name = f"{type(self).__name__.removeprefix('Recorded')}-{number}"
+        self._recorder = recorder
+        self._urls = urls
+        self._number = number
+        self._user = user
+        super().__init__(urls[0], None, channels, user=user)
+
+    def on_begin(self) -> None:
+        super().on_begin()
+        if self._user is not None:
+            self.bearer = make_token(self._user)
+        self.url = self._urls[self._number % len(self._urls)]
+        self._number += 1
+
+    def on_end(self, error: Exception | None) -> None:
+        super().on_end(error)
+        if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.code >= STAY_AWAY:
+            self._strange(f"closed with {error.rcvd}")
+        self._leave(repr(error)[:100], last=False)
+
+    async def depart(self) -> None:
+        """Go for good, which is no loss of a session."""
+        self._leave("", last=True)
+        await self.close()
+
+    def _leave(self, reason: str, *, last: bool) -> None:
+        if not self.session and not last:
+            return
+        about = {"client": self.name, "session": self.session}
+        self._recorder.add(Closed, last=last, reason=reason, **about)
+        if self.presence:
+            for channel in self.channels:
+                self._recorder.add(Seen, client=self.name, channel=channel, members=None)
+                self._recorder.add(Present, channel=channel, member=self.session, here=False)
+        self.session = ""
+
+    def take(self, message: dict[str, Any]) -> None:
+        channel, place = message.get("channel"), message.get("position")
+        about = {"client": self.name, "session": self.session, "channel": channel}
+        match message["type"]:
+            case "event":
+                skipped, data = message.get("skipped", 0), message["data"]
+                self._recorder.add(
+                    Delivery,
+                    position=place,
+                    id=message["id"],
+                    data=data,
+                    skipped=skipped,
+                    **about,
+                )
+            case "subscribed":
+                recovered = message.get("recovered")
+                self._recorder.add(Subscribed, position=place, recovered=recovered, **about)
+                if self.presence:
+                    self._recorder.add(Present, channel=channel, member=self.session, here=True)
+            case "expiring":
+                # It comes back with a new token.
+                return
+            case "reset":
+                self._recorder.add(Reset, position=place, **about)
+        super().take(message)
+        if self.presence and message["type"] in ("subscribed", "presence"):
+            members = tuple(sorted(self.channels[message["channel"]].members))
+            self._recorder.add(Seen, client=self.name, channel=channel, members=members)
+        for each in self.unexpected:
+            self._strange(str(each))
+        self.unexpected.clear()
+
+    def _strange(self, text: str) -> None:
+        self._recorder.add(Strange, who=self.name, text=text)
+
+    @property
+    def task(self) -> "asyncio.Task[None]":
+        return self._task
+
+
+class RecordedWebSocket(RecordedFollower, WebSocketFollower):
+    """Over WebSocket, in JSON."""
+
+
+class RecordedMsgpack(RecordedFollower, MsgpackFollower):
+    """Over WebSocket, in MessagePack."""
+
+
+class RecordedStream(RecordedFollower, StreamFollower):
+    """Over Server-Sent Events."""
+
+
+# A bad one in so many events of a publisher; it is to be refused, and never to come.
+BAD_ONE_IN: Final = 9
+BATCH: Final = 4
+
+
+class RecordedPublisher(Publisher):
+    """A publisher that records, and asks another of `urls` when one does not answer well.
+
+    `how` as in `Publisher`, or "batch": arrays of events with ids. What is not answered with
+    200 or refused for good is sent again with the same id until it is.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        urls: Sequence[str],
+        number: int,
+        channels: Sequence[str],
+        how: str,
+    ) -> None:
+        self._recorder = recorder
+        self._urls = urls
+        self._number = number
+        # How often it tried, and how many times it had a good answer.
+        self.attempts = 0
+        self.done = 0
+        super().__init__(
+            urls[number % len(urls)],
+            None,
+            f"p{number}",
+            channels,
+            how=how,
+            pause_s=0.04,
+            patient=True,
+        )
+
+    async def _publish(self, channel: str, name: str) -> bool:
+        events = [{"channel": channel, "data": name, "id": name}]
+        if self._how == "batch":
+            events = [
+                {"channel": each, "data": f"{name}.{n}", "id": f"{name}.{n}"}
+                for n in range(BATCH)
+                for each in [self._channels[n % len(self._channels)]]
+            ]
+        elif int(name[-6:]) % BAD_ONE_IN == BAD_ONE_IN - 1:
+            events[0]["tags"] = {"number": 1}  # type: ignore[assignment]
+        began = self._recorder.now
+        self.attempts += 1
+        answer = await self._ask(events)
+        outcomes = [self._outcome(answer, place) for place in range(len(events))]
+        for event, (outcome, result) in zip(events, outcomes, strict=True):
+            self._recorder.add(
+                Publish,
+                began=began,
+                publisher=self.name,
+                channel=event["channel"],
+                id=event["id"],
+                data=event["data"],
+                outcome=outcome,
+                position=result.get("position", "") if outcome == "acknowledged" else "",
+                duplicate=result.get("duplicate", False),
+            )
+            self._recorder.acknowledged += outcome == "acknowledged"
+        if any(outcome == "unknown" for outcome, _result in outcomes):
+            self._next_node()
+            return False
+        self.done += 1
+        return True
+
+    async def _ask(self, events: list[dict[str, str]]) -> Answer | None:
+        """Return the answer; None where none came."""
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        body: Any = events if self._how == "batch" else events[0]
+        if self._how == "key":
+            headers["Idempotency-Key"] = body["id"]
+            body = {name: value for name, value in body.items() if name != "id"}
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                if self._exchange is None:
+                    self._exchange = await Exchange.open(self.url, None)
+                answer = await self._exchange.ask("POST", "/v1/events", body, headers=headers)
+        except LOST:
+            self._drop()
+            return None
+        if answer.headers.get("connection") == "close":
+            self._drop()
+        return answer
+
+    def _outcome(self, answer: Answer | None, place: int) -> tuple[Outcome, dict[str, Any]]:
+        if answer is None:
+            return "unknown", {}
+        found = json.loads(answer.body)
+        if answer.status == 200 and self._how == "batch":
+            found = found["results"][place]
+            found = found.get("error", found)
+        if answer.status == 200 and "code" not in found:
+            return "acknowledged", found
+        if not found["retry"] and found["code"] in ("bad_request", "invalid_data"):
+            return "refused", found
+        if not found["retry"]:
+            self._recorder.add(Strange, who=self.name, text=f"{answer.status} {found}")
+        return "unknown", found
+
+    def _next_node(self) -> None:
+        self._drop()
+        self._number += 1
+        self.url = self._urls[self._number % len(self._urls)]
+
+
+KINDS: Final[Sequence[Callable[..., RecordedFollower]]] = (
+    RecordedWebSocket,
+    RecordedMsgpack,
+    RecordedStream,
+)

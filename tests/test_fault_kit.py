@@ -1,0 +1,56 @@
+"""What tests do to disks and clocks is what it says, and heals."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_clock import FakeClock
+from small_disk import SmallDisk
+
+_NOW = "import time; print(time.time(), time.monotonic())"
+
+
+def test_a_full_disk_takes_nothing_until_it_is_freed() -> None:
+    disk = SmallDisk(1_000_000)
+    try:
+        inside, outside = disk.path / "a", disk.outside / "a"
+        write = [*disk.before, "sh", "-c", 'echo text >"$0"', str(inside)]
+        subprocess.run(write, check=True)
+        assert outside.read_text() == "text\n"
+        # Nobody else sees it.
+        assert not inside.exists()
+        disk.fill()
+        assert disk.free_bytes == 0
+        more = [*disk.before, "sh", "-c", 'echo more >"$0"', str(disk.path / "b")]
+        failed = subprocess.run(more, check=False, capture_output=True)
+        assert failed.returncode != 0
+        with pytest.raises(OSError, match="No space left") as caught:
+            (disk.outside / "c").write_bytes(bytes(100_000))
+        assert caught.value.errno == errno.ENOSPC
+        disk.free()
+        subprocess.run(more, check=True)
+        assert (disk.outside / "b").read_text() == "more\n"
+    finally:
+        disk.close()
+    assert not disk.path.exists()
+
+
+def test_a_clock_jumps_both_ways_and_the_monotonic_one_does_not(tmp_path: Path) -> None:
+    clock = FakeClock(tmp_path)
+
+    def read() -> tuple[float, float]:
+        output = subprocess.check_output([sys.executable, "-c", _NOW], env=clock.environ, text=True)
+        wall, monotonic = output.split()
+        return float(wall), float(monotonic)
+
+    wall, monotonic = read()
+    clock.jump(1_000)
+    ahead, later = read()
+    assert 1_000 <= ahead - wall < 1_100
+    assert 0 <= later - monotonic < 100
+    clock.jump(-1_000)
+    behind, _later = read()
+    assert -1_000 <= behind - wall < -900
