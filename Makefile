@@ -14,6 +14,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-
 
 # Passed on to pytest: make test ARGS="tests/server -x"
 ARGS ?=
+# Tests run in so many processes: much of what they do is to wait. A file stays in one of them.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PARALLEL = $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,7 +32,7 @@ run: $(VENV)/.run ## start one node for development and print its address (PORT=
 	@exec $(BIN)/galecast serve --dev --readings $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev $(NODE) ## run the tests; what this machine lacks is skipped with a reason (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: lint cover ## all that CI checks: style, types, tests, coverage
 
@@ -45,7 +48,7 @@ format: $(VENV)/.dev ## put all Python files into shape
 # The threshold (fail_under in pyproject.toml) holds for each room by itself.
 cover: $(VENV)/.dev $(NODE) ## run the tests and measure coverage, servers in processes of their own included
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@status=0; for room in config pubsub server handlers; do \
 		echo "coverage of $$room/"; \
