@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 # Failures after which the rest is not tried.
@@ -123,4 +124,6 @@ if __name__ == "__main__":
         os.execve(  # noqa: S606 - this program itself
             sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"}
         )
+    # The product beside which this stands, whatever is installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.exit(main())
