@@ -20,8 +20,8 @@ PARALLEL = $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint format cover rules fuzz soak types screenshots bench peers lock build \
-	clean distclean
+.PHONY: help run test check lint format cover rules fuzz soak simulate types screenshots bench peers \
+	lock build clean distclean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes the environment in $(VENV)/):"
@@ -54,6 +54,9 @@ cover: $(VENV)/.dev $(NODE) ## run the tests and measure coverage, servers in pr
 		echo "coverage of $$room/"; \
 		$(BIN)/coverage report --include="$$room/*" || status=1; \
 	done; exit $$status
+
+simulate: $(VENV)/.dev ## run the promise under a deterministic scheduler, in very many orders (SEEDS=20000 ARGS="delivery")
+	$(BIN)/python tests/support/simulate.py $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 rules: $(VENV)/.dev ## take each rule of delivery out of the product and see that a test fails (ARGS="--rule 15")
 	$(BIN)/python tests/support/without.py $(ARGS)

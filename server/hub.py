@@ -307,6 +307,9 @@ class Hub:
         # First, so that no task goes on waiting for one.
         for feed in self.feeds.values():
             feed.close()
+            if feed.linger is not None:
+                feed.linger.cancel()
+                feed.linger = None
         self.feeds.clear()
         while self._tasks:
             _done, slow = await asyncio.wait(self._tasks, timeout=_CLOSE_S)

@@ -256,6 +256,9 @@ class Subscribing:
         """
         feed = subscription.feed
         while feed is not None and (at == feed.cut or subscription.connection.clear()):
+            # More may have come while this waited than the ring holds: then it is to be read.
+            if at != feed.cut and not piece and _known(feed, at, piece) is None:
+                break
             if not self._send_piece(subscription, at, piece):
                 return
             at = subscription.cursor or at

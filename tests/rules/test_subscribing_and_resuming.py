@@ -4,7 +4,7 @@ import asyncio
 
 from delivery_rig import CHANNEL, faithful, lost, open_delivery_rig, turns, until
 from pubsub.position import Position
-from rule_rig import RESET, slices, top, types
+from rule_rig import MAYBE_RESET, RESET, slices, top, types
 from server.feed import State
 
 
@@ -64,6 +64,24 @@ async def test_rule_09_subscribed_tells_the_position_before_the_first_event_that
         await rig.publish("d")
         assert live.ids() == ["d"]
         assert resumed.ids() == rewound.ids() == ["b", "c", "d"]
+
+
+@MAYBE_RESET
+async def test_rule_09_whoever_was_reset_resumes_from_where_that_says() -> None:
+    async with open_delivery_rig() as rig:
+        client = rig.session()
+        await client.subscribe()
+        await rig.publish("a", "b", "c")
+        await rig.lose_tail(1)
+        await rig.publish("other")
+        await until(lambda: "reset" in types(client))
+        assert client.position() == client.connection.of("reset")[0]["position"]
+        client.leave()
+        await rig.publish("d", "e")
+        again = rig.session()
+        reply = await again.subscribe(since=client.position())
+        assert reply["recovered"] is True
+        assert again.ids() == ["d", "e"]
 
 
 async def test_rule_10_a_position_beyond_the_feeds_top_waits_for_the_feed() -> None:

@@ -258,6 +258,18 @@ async def test_close_awaits_its_tasks_and_ends_those_that_wait_for_a_feed() -> N
         assert entries(rig.node.timetable) == 0
 
 
+async def test_close_gives_up_feeds_that_linger_and_their_deadlines() -> None:
+    """A node that ended while a feed lingered, and waited for a task meanwhile, met the deadline of
+    a feed that it had given up: a KeyError in the log.
+    """
+    async with open_delivery_rig() as rig:
+        before = entries(rig.node.timetable)
+        rig.hub.release(await rig.hub.hold(CHANNEL))
+        assert entries(rig.node.timetable) == before + 1
+        await rig.hub.close()
+        assert entries(rig.node.timetable) == before
+
+
 async def test_close_while_a_feed_opens_tells_those_who_wait() -> None:
     async with open_delivery_rig() as rig:
         rig.broker.gates["subscribe"] = asyncio.Event()

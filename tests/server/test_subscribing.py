@@ -1,6 +1,7 @@
 """How a subscription begins and ends, whatever comes between; see the delivery rules too."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,30 @@ async def test_a_rewind_of_an_empty_channel_begins_live() -> None:
         await client.subscribe(rewind=5)
         await rig.publish("a")
         assert client.ids() == ["a"]
+
+
+@pytest.mark.parametrize("fields", [{"rewind": 5}, {"since": "top"}], ids=["rewind", "since"])
+async def test_more_than_the_ring_holds_may_come_before_a_replay_begins(
+    fields: dict[str, Any],
+) -> None:
+    """Nothing had been read since nothing was missed yet; when the ring had been outrun by the time
+    of the answer, the session was told of a loss, though history had it all.
+    """
+    rule = ChannelRule(match=">", history_size=1_000, presence=True)
+    async with open_delivery_rig(rule) as rig:
+        client = rig.session()
+        top = (await rig.session().subscribe())["position"]
+        if "since" in fields:
+            fields = {"since": top}
+        gate = rig.presence.gates["members"] = asyncio.Event()
+        asking = asyncio.ensure_future(client.subscribe(presence=True, **fields))
+        await until(lambda: rig.presence.calls["members"])
+        names = await rig.publish_many(300)
+        gate.set()
+        assert (await asking)["position"] == top
+        await until(lambda: client.attached)
+        assert client.ids() == names
+        assert not client.connection.of("reset")
 
 
 async def test_what_is_published_while_an_empty_rewind_is_read_belongs_to_it() -> None:

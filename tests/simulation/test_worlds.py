@@ -1,0 +1,148 @@
+"""The promise under a deterministic scheduler: very many seeds, each an order of events and faults.
+
+`make simulate` runs as many as one likes; here run those that every change has to pass.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from redis_server import find_redis_server
+from sim_delivery import Course, Story, World, delivery_world
+from sim_leases import lease_world
+from sim_worlds import WORLDS, wire
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SEEDS = {"delivery": 1_000, "leases": 60}
+
+needs_redis = pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server")
+PROVOKED = [
+    pytest.mark.expect_log("server.repair", "feed reset", required=False),
+    pytest.mark.expect_log("pubsub.redis_watch", "silent", required=False),
+    pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone", required=False),
+    pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False),
+]
+pytestmark = PROVOKED
+
+NAMES = [
+    pytest.param(name, marks=needs_redis if name == "leases" else ()) for name in sorted(WORLDS)
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_seed_keeps_the_promise(name: str) -> None:
+    seeds = os.environ.get("SEEDS", str(SEEDS[name]))
+    command = [sys.executable, str(SUPPORT / "simulate.py"), name, "--seeds", seeds]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_is_the_same_run(name: str) -> None:
+    """Also after others, which share what is made once."""
+    traces = []
+    for seed in (*range(12), *range(11, -1, -1)):
+        with WORLDS[name](seed) as run:
+            run.play()
+            traces.append(run.trace())
+    assert traces[:12] == traces[:11:-1]
+    assert len({str(trace) for trace in traces}) == 12
+
+
+def test_the_seeds_meet_what_they_are_to_meet() -> None:
+    """A simulation in which nothing goes wrong proves nothing."""
+    met = WorldsMet()
+    for seed in range(150):
+        with delivery_world(seed) as world:
+            world.play()
+            met.add(world)
+    assert min(met.counts.values()) > 5, met.counts
+
+
+class WorldsMet:
+    """What some runs met, in sum."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def add(self, world: World) -> None:
+        for name, number in world.met().items():
+            self.counts[name] = self.counts.get(name, 0) + number
+
+
+# ---- the checks are not blind
+
+
+def quiet_world() -> Course:
+    return Course(steps=0, nodes=1)
+
+
+@pytest.mark.parametrize("wrong", ["none", "left out", "twice", "swapped", "last missing", "reset"])
+def test_the_story_of_a_client_is_followed_step_by_step(wrong: str) -> None:
+    with delivery_world(1, quiet_world()) as world:
+        world.come()
+        client = world.clients[0]
+        world.scheduler.run_until(lambda: client.visit.attached(), 60, "subscribed")
+        client.visit.connection.stalled = False
+        client.visit.connection.read()
+        for _ in range(3):
+            world.publish()
+            world.scheduler.run_until(lambda: not world.publishers, 60, "published")
+        world.settle()
+        told = client.visit.connection.messages()
+        events = [place for place, each in enumerate(told) if each["type"] == "event"]
+        first, second = events[:2]
+        if wrong == "left out":
+            del told[first]
+        elif wrong == "twice":
+            told.insert(second, told[first])
+        elif wrong == "swapped":
+            told[first], told[second] = told[second], told[first]
+        elif wrong == "last missing":
+            del told[events[-1]]
+        elif wrong == "reset":
+            told.insert(
+                second, told[first] | {"type": "reset"} | {"position": told[second]["position"]}
+            )
+            del told[second + 1]
+        if wrong == "none":
+            world.check()
+        else:
+            with pytest.raises(AssertionError):
+                world.check()
+
+
+def test_a_loss_that_nobody_was_told_of_is_seen() -> None:
+    """A fail-over took an acknowledged event back, and another has its place."""
+    with delivery_world(1, Course(steps=0, nodes=1, fail_overs=True)) as world:
+        world.come()
+        client = world.clients[0]
+        world.publish()
+        world.settle()
+        (event, *_rest) = world.truth
+        story = Story(world, {str(each.position): each for each in world.truth}, client)
+        story.check(str(world.truth[-1].position))
+        story.seen.discard(str(world.truth[-1].position))
+        with pytest.raises(AssertionError, match="nobody told"):
+            story._miss(set())
+        assert event
+
+
+@needs_redis
+@pytest.mark.parametrize("harm", ["left behind", "taken out"])
+def test_what_redis_holds_is_compared_with_who_is_here(harm: str) -> None:
+    with lease_world(1, wire()) as world:
+        world.play()
+        world.come()
+        world.settle()
+        channel = world.clients[-1].visit.channel
+        members, order, _version = world.keys.presence(channel)
+        held = world.held(channel)
+        if harm == "left behind":
+            world.redis.ask(("HSET", members, "ghost", "x"), ("ZADD", order, 0, "ghost"))
+        else:
+            world.redis.ask(("HDEL", members, held[0]), ("ZREM", order, held[0]))
+        assert not world._holds()

@@ -1,0 +1,52 @@
+"""The simulated worlds by name."""
+
+import atexit
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, Final, Protocol
+
+from redis_server import RedisServer
+from sim_delivery import delivery_world
+from sim_leases import lease_world
+from sim_redis import Wire
+
+
+class Run(Protocol):
+    """A world that has not begun to go."""
+
+    course: Any
+
+    def play(self) -> None:
+        """Run it all; raises AssertionError if the promise was broken."""
+
+    def met(self) -> Counter[str]:
+        """Return what happened in the run."""
+        ...
+
+    def trace(self) -> list[object]:
+        """Return all that could be seen of it."""
+        ...
+
+
+@cache
+def wire() -> Wire:
+    """A connection to a Redis of this process's own."""
+    server = RedisServer()
+    server.start()
+    atexit.register(server.close)
+    return Wire(server)
+
+
+def leases(seed: int) -> AbstractContextManager[Run]:
+    return lease_world(seed, wire())
+
+
+WORLDS: Final[dict[str, Callable[[int], AbstractContextManager[Run]]]] = {
+    "delivery": delivery_world,
+    "leases": leases,
+}
+
+# How many seeds are run of each if nobody says. Each call of the leases' is one to a real server.
+SEEDS: Final = {"delivery": 2_000, "leases": 200}
