@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,12 @@ NAMES = [
 def test_every_seed_keeps_the_promise(name: str) -> None:
     seeds = os.environ.get("SEEDS", str(SEEDS[name]))
     command = [sys.executable, str(SUPPORT / "simulate.py"), name, "--seeds", seeds]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with tempfile.TemporaryDirectory(prefix="sim-") as folder:
+        # Two pieces at least, so that there are processes beside the first.
+        environment = os.environ | {"TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not list(Path(folder).iterdir()), "a server was left running"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -146,8 +146,13 @@ class Backplane:
         if record is not None:
             self._replicas[channel] = Replica(record, len(self.broker.truth))
 
-    def fail_over(self) -> bool:
-        """The replica takes over, with what it knows; all connections are lost."""
+    def fail_over(self, *, unseen: float = 0.0) -> bool:
+        """The replica takes over, with what it knows; all connections are lost.
+
+        `unseen` is how often a node's connection for listening stands on, as one through a proxy
+        may. Then nothing tells such a node but what it hears, and what it acknowledged is not
+        looked into.
+        """
         for channel, replica in self._replicas.items():
             if replica.top != self.broker._records[channel].top:
                 break
@@ -161,7 +166,10 @@ class Backplane:
             replica.take_over(self.broker._records[channel])
         for broker in self.brokers:
             broker.lose_calls()
-            broker.ear.lose()
+            if self.rng.random() < unseen:
+                self.forgetful = True
+            else:
+                broker.ear.lose()
         return True
 
 

@@ -56,6 +56,7 @@ class Course:
     hurry: float = 0.02
     unsent_bytes: int = 1_000_000
     fail_overs: bool = False
+    unseen: float = 0.0
     purges: bool = False
     crashes: bool = False
     stalls: bool = False
@@ -80,7 +81,8 @@ class Course:
             look_s=rng.choice((0.0, 0.0, 0.0003, 0.002)),
             hurry=rng.choice((0.0, 0.01, 0.05)),
             unsent_bytes=rng.choice((1_500, 6_000, 1_000_000)),
-            fail_overs=rng.random() < 0.35,
+            fail_overs=rng.random() < 0.4,
+            unseen=rng.choice((0.0, 0.0, 0.5, 1.0)),
             purges=rng.random() < 0.25,
             crashes=rng.random() < 0.3,
             stalls=rng.random() < 0.3,
@@ -296,9 +298,12 @@ class World:
         self.backplane.replicate(CHANNEL)
 
     def fail_over(self) -> None:
-        if self.backplane.fail_over():
+        if self.backplane.fail_over(unseen=self.course.unseen):
             self.fail_overs += 1
             self.scheduler.note("fail-over")
+            # What comes next has the offsets of what was lost.
+            for _ in range(self.rng.choice((0, 1, 3))):
+                self.publish()
 
     def crash(self) -> None:
         """A node dies at once; another takes its place."""
@@ -343,8 +348,8 @@ class World:
             self.break_ear: 1.5,
             self.deafen: 0.5,
             self.purge: 3 * course.purges,
-            self.replicate: 4 * course.fail_overs,
-            self.fail_over: 3 * course.fail_overs,
+            self.replicate: 8 * course.fail_overs,
+            self.fail_over: 6 * course.fail_overs,
             self.crash: 1.5 * course.crashes,
             self.stall: 4 * course.stalls,
         }

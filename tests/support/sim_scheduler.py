@@ -27,6 +27,7 @@ from typing import Any
 from unittest import mock
 
 WALL_S = 1_700_000_000.0
+_TURN_S = 1e-7
 
 
 class Stuck(AssertionError):
@@ -107,6 +108,8 @@ class Process:
         """One turn of the loop, or some in which nothing arrives."""
         selector = self.loop.selector
         selector.turns = turns
+        # A world in which turns take no time may stand still, a moment before a timer is due.
+        self._clock.now += _TURN_S
         self.loop.run_forever()
         timeout = selector.timeout
         self._due = inf if timeout is None else self._clock.now + timeout if timeout else 0.0

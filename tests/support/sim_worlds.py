@@ -1,10 +1,10 @@
 """The simulated worlds by name."""
 
-import atexit
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
+from multiprocessing.util import Finalize
 from typing import Any, Final, Protocol
 
 from redis_server import RedisServer
@@ -35,7 +35,8 @@ def wire() -> Wire:
     """A connection to a Redis of this process's own."""
     server = RedisServer()
     server.start()
-    atexit.register(server.close)
+    # Processes of a pool end without `atexit`.
+    Finalize(None, server.close, exitpriority=10)
     return Wire(server)
 
 

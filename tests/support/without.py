@@ -39,7 +39,7 @@ SUPPORT: Final = ("tests/support", "pyproject.toml")
 # What the simulation of delivery runs into, and seeds that are to notice.
 SIMULATED: Final = (1, 2, 3, 8, 9, 10, 11, 12, 13, 15)
 _SIMULATED_FILES: Final = ("server/", "pubsub/heard.py", "pubsub/redis_watch.py")
-_SEEDS: Final = 300
+_SEEDS: Final = 500
 
 # Tests that hang are not tests that fail.
 LIMIT_S: Final = 60.0
