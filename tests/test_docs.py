@@ -145,10 +145,13 @@ def test_scripts_that_are_named_exist() -> None:
 
 
 def test_modules_and_folders_that_are_named_exist() -> None:
+    """What is made on the spot need not: a fresh tree without `bench/.peers` failed this test."""
     rooms = "config|pubsub|server|handlers|static|tests|docs|bench"
+    made = {line.rstrip("/") for line in read(".gitignore").split()}
     for name in DOCUMENTS:
         for path in re.findall(rf"(?<![\w/.])((?:{rooms})/[\w/-]*(?:\.\w+)?)", read(name)):
-            assert (ROOT / path).exists(), f"{name}: {path}"
+            is_made = path.rstrip("/") in made or not made.isdisjoint(path.split("/"))
+            assert is_made or (ROOT / path).exists(), f"{name}: {path}"
 
 
 def test_every_way_to_serve_is_understood() -> None:

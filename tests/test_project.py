@@ -142,7 +142,8 @@ def targets() -> set[str]:
 
 
 def test_every_target_says_what_it_does() -> None:
-    text = (ROOT / "Makefile").read_text()
+    """The list of phony targets goes over two lines, which once failed this test."""
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     assert {"run", "test", "check", "bench", "format", "lock", "clean", "help"} <= targets()
     assert set(re.findall(r"^([a-z-]+):.*## \S", text, re.MULTILINE)) == targets()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)

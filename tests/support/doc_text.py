@@ -14,6 +14,7 @@ DOCUMENTS: Final = (
 _FENCE: Final = re.compile(r"```(\w*)$")
 _HEADING: Final = re.compile(r"#{1,6} (.+)$")
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_DEFINITION: Final = re.compile(r'\[([^\]]+)\]: (\S+)(?: "(.+)")?$', re.MULTILINE)
 _NAMED: Final = re.compile(r"(?:#|//|<!--) ([\w-]+\.(?:py|mjs|js|html))(?: -->)?\n")
 _PRINTS: Final = re.compile(r"(?:#|//) prints: (.+)$", re.MULTILINE)
 
@@ -120,7 +121,21 @@ def anchors(document: str) -> set[str]:
 
 
 def links(document: str) -> list[str]:
-    return _LINK.findall(prose(document))
+    return _LINK.findall(prose(document)) + [each.path for each in references(document).values()]
+
+
+class Reference(NamedTuple):
+    """Where a link leads that is written `[text][label]`; `title` is empty if it has none."""
+
+    path: str
+    title: str
+
+
+def references(document: str) -> dict[str, Reference]:
+    """What a document defines for links to name, by label."""
+    found = _DEFINITION.findall(prose(document))
+    assert len({label for label, _path, _title in found}) == len(found), document
+    return {label: Reference(path, title) for label, path, title in found}
 
 
 def tables(document: str) -> dict[str, list[list[str]]]:
