@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -228,9 +229,10 @@ async def test_slow_loris_in_the_midst_of_a_frame() -> None:
         await client.write(client_header(TEXT, 1000))
 
         async def drip() -> None:
-            while True:
-                await client.write(b"x")
-                await asyncio.sleep(0.02)
+            with suppress(ConnectionError):
+                while True:
+                    await client.write(b"x")
+                    await asyncio.sleep(0.02)
 
         dripping = asyncio.create_task(drip())
         ended = await client.ended(answer=False)
@@ -246,9 +248,10 @@ async def test_slow_loris_by_fragments() -> None:
         await client.write(client_frame(TEXT, b"{", fin=False))
 
         async def drip() -> None:
-            while True:
-                await client.write(client_frame(0, b" ", fin=False))
-                await asyncio.sleep(0.02)
+            with suppress(ConnectionError):
+                while True:
+                    await client.write(client_frame(0, b" ", fin=False))
+                    await asyncio.sleep(0.02)
 
         dripping = asyncio.create_task(drip())
         ended = await client.ended(answer=False)
@@ -260,13 +263,12 @@ async def test_slow_loris_by_fragments() -> None:
 async def test_messages_that_come_in_pieces_are_no_slow_loris() -> None:
     async with live(session__ping_s=0.1) as rig:
         client = await rig.ws()
-        for _ in range(20):
+        while client.pings < 3:
             frame = client.encode(client.numbered("ping"))
             await client.write(frame[:9])
             await asyncio.sleep(0.02)
             await client.write(frame[9:])
             assert (await client.reply(client.ref))["type"] == "pong"
-        assert client.pings >= 3
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])

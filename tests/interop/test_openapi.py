@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from processes import ServerProcess
 
 # What is valid by the schema may still be refused: that integers anywhere in `data` fit into
@@ -12,6 +14,7 @@ from processes import ServerProcess
 _LEFT_OUT = "positive_data_acceptance"
 
 
+@pytest.mark.timeout(160)
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with ServerProcess() as server:
         done = await asyncio.to_thread(

@@ -402,11 +402,11 @@ async def turns(most: int = 50) -> None:
 
 
 async def until(condition: Callable[[], object], most: int = 20_000) -> None:
-    """Wait until `condition` holds."""
-    for _ in range(most):
+    """Wait until `condition` holds: for turns of the loop, then longer, as threads may need."""
+    for turn in range(most):
         if condition():
             return
-        await asyncio.sleep(0)
+        await asyncio.sleep(0 if turn < 10_000 else 0.001)
     raise AssertionError("the condition never held")
 
 
