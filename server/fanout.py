@@ -239,8 +239,9 @@ class Fanout(Generic[Item]):
             return
         try:
             for _ in run:
-                # More is left: the loop serves others first.
-                self._timer = self._loop.call_soon(self._step)
+                # More is left: the loop serves others first. What they sent meanwhile is read in
+                # the next turn, but behind what is due in it already: this comes a turn later.
+                self._timer = self._loop.call_soon(self._after_others)
                 return
         except BaseException:
             # Whatever this is, it must not silence the feed for good.
@@ -253,6 +254,9 @@ class Fanout(Generic[Item]):
         self._wake()
         if self._pending and self._timer is None:
             self._wait()
+
+    def _after_others(self) -> None:
+        self._timer = self._loop.call_soon(self._step)
 
     def _take(self) -> Sequence[Item]:
         """Take what the next flush sends: all that is pending, unless that is too much to join."""

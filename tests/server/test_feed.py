@@ -275,6 +275,7 @@ async def test_settled_waits_for_a_flush_under_way_and_for_a_reset_behind_it() -
         await turns()
         assert not waiting.done()
         on.loop.turn()
+        on.loop.turn()
         await waiting
         assert on.feed.cut == top
 
