@@ -1,7 +1,7 @@
 """What every test gets without asking: a loop, a quiet log, a local server, honest skips.
 
 - `async def test_x(...)` just works: it runs on a loop of its own (the fixture `io_loop`), at
-  most 30 s. No marker, no decorator. A task, socket or other descriptor that it leaves behind on
+  most 60 s. No marker, no decorator. A task, socket or other descriptor that it leaves behind on
   that loop fails it.
 - A log record at WARNING or above fails the test unless the test says that it provokes it, by
   `@pytest.mark.expect_log("server.hub", "slow session")` or by the fixture `expect_log`. An
@@ -46,6 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
     slow = [HealthCheck.too_slow]
     settings.register_profile("galecast", deadline=None, suppress_health_check=slow)
     settings.load_profile("galecast")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and marker.args:
+        # Without its name pytest-tornasync would not see it.
+        raise pytest.UsageError(f"{item.nodeid}: write timeout(seconds=...)")
 
 
 # ---- skips

@@ -14,7 +14,7 @@ from processes import ServerProcess
 _LEFT_OUT = "positive_data_acceptance"
 
 
-@pytest.mark.timeout(160)
+@pytest.mark.timeout(seconds=160)
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with ServerProcess() as server:
         done = await asyncio.to_thread(

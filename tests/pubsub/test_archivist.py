@@ -296,7 +296,7 @@ async def test_who_dies_between_write_and_acknowledgement_loses_nothing(
             assert len(archive.log) > 10
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(seconds=60)
 async def test_one_of_two_nodes_killed_under_load_loses_nothing(
     server: RedisServer, keys: RedisKeys
 ) -> None:
@@ -354,7 +354,7 @@ async def test_two_that_both_believe_to_have_a_partition_do_no_harm(
 
 
 @AWAY
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(seconds=60)
 async def test_redis_killed_and_restarted_loses_nothing(
     lasting: RedisServer, keys: RedisKeys
 ) -> None:

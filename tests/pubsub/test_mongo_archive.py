@@ -55,7 +55,7 @@ async def until_written(archive: MongoArchive, entries: list[Entry]) -> None:
 # ---- a server that is away
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(seconds=60)
 async def test_a_killed_server_is_unavailable_and_available_again(server: MongoServer) -> None:
     found = events(200)
     async with started(MongoArchive(server.url, "galecast", call_timeout_s=1.0)) as archive:
@@ -86,7 +86,7 @@ async def test_a_killed_server_is_unavailable_and_available_again(server: MongoS
         assert await archive.read(Query(channel="a.b", limit=1_000)) == found
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(seconds=60)
 async def test_a_frozen_server_is_given_up_in_time(server: MongoServer) -> None:
     async with started(MongoArchive(server.url, "galecast", call_timeout_s=0.5)) as archive:
         await archive.write(kept(events(1)))
@@ -105,7 +105,7 @@ async def test_a_frozen_server_is_given_up_in_time(server: MongoServer) -> None:
         assert len(await archive.read(Query(channel="a.b", limit=10))) == 4
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(seconds=60)
 async def test_a_start_may_come_before_the_server(server: MongoServer) -> None:
     await asyncio.to_thread(server.kill)
     archive = MongoArchive(server.url, "galecast", call_timeout_s=1.0)

@@ -668,6 +668,7 @@ async def test_a_cluster_is_what_its_address_says() -> None:
 @AWAY
 @ALL_AWAY
 @REFUSED
+@pytest.mark.timeout(seconds=120)
 async def test_everything_over_tls(tmp_path: Path) -> None:
     """All masters are met, a slot that moves is followed, and a replica that takes over."""
     issuer = Issuer(tmp_path, "tests")
