@@ -20,7 +20,7 @@ _HOLD_S = 0.005
 # perhaps: it waits for the end of the turn, in which one client may bring many.
 _SOON = 0.25
 # From this load on, items wait as long as the last flush took, so that many leave in one call per
-# session. The load is the part of the time that flushes would take if each item was sent as it
+# session. The load is the part of the time that flushes would take if each push was sent as it
 # came, as a mean in which the last flush weighs a quarter: chance alone seldom brings a few items
 # that come closely behind each other so far.
 _FULL = 0.85
@@ -85,6 +85,7 @@ class Fanout(Generic[Item]):
         "_metrics",
         "_on_begin",
         "_pending",
+        "_pushes",
         "_run",
         "_since",
         "_timer",
@@ -113,6 +114,7 @@ class Fanout(Generic[Item]):
         self._counted = counted
         self._pending: list[Item] = []
         self._bytes = 0
+        self._pushes = 0
         self._since = 0.0
         self._began = 0.0
         self._ended = 0.0
@@ -152,6 +154,7 @@ class Fanout(Generic[Item]):
         """Send items: now if idle, else joined with others when their time comes."""
         if not self._pending:
             self._since = self._loop.time()
+        self._pushes += 1
         self._pending.extend(items)
         self._bytes += _size(items)
         if self._run is None and self._timer is None:
@@ -223,11 +226,10 @@ class Fanout(Generic[Item]):
         if not self._pending:
             return
         items = self._take()
-        self._began = self._loop.time()
-        took = self._duration
-        if took:
-            load = took / (took + max(0.0, self._since - self._ended))
-            self._load += (load - self._load) * _WEIGHT
+        before, self._began = self._began, self._loop.time()
+        needed, since_then = self._pushes * self._duration, self._began - before
+        self._pushes = 0
+        self._load += (min(1.0, needed / (since_then or 1.0)) - self._load) * _WEIGHT
         self._on_begin(items)
         self._run = self._send(items, self._since)
         self._step()

@@ -158,6 +158,26 @@ async def test_under_full_load_items_wait_as_long_as_the_last_flush_took() -> No
         assert on.begun[-1] == ["e100", "e101"]
 
 
+async def test_when_the_load_falls_items_wait_no_longer() -> None:
+    """What waits is followed by the next item before it has left: that alone looked like full
+    load, for as long as items came in less than two flushes."""
+    async with bench() as on:
+        (client,) = on.crowd(1)
+        on.slow_sends(client, 0.006)
+        for number in range(20):
+            on.fanout.push([event(number)])
+            on.loop.turn()
+        assert len(on.begun) < 20, "they wait for each other"
+        due = on.loop.now
+        for number in range(100, 140):
+            # Flushes of what comes now would fill six tenths of the time.
+            due += 0.010
+            on.loop.advance(max(0.0, due - on.loop.now))
+            on.fanout.push([event(number)])
+        on.loop.turn()
+        assert on.begun[-5:] == [[f"e{number}"] for number in range(135, 140)]
+
+
 async def test_a_few_items_that_come_closely_by_chance_do_not_wait() -> None:
     """Three quarters of the time are flushes: the earlier rule made every fifth event wait."""
     async with bench() as on:
