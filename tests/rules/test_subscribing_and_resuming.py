@@ -177,6 +177,7 @@ async def test_rule_11_replay_ends_at_the_cut() -> None:
         await rig.live()
         for client in (*crowd, late):
             assert client.ids() == ["a", "b", "c"]
+            assert "reset" not in types(client)
 
 
 async def test_rule_11_a_position_between_cut_and_top_attaches_when_the_cut_is_there() -> None:
