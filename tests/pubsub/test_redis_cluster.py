@@ -703,9 +703,10 @@ async def test_everything_over_tls(tmp_path: Path) -> None:
             dying.wait_for(cluster.replicas[-1])
             await asyncio.to_thread(dying.kill)
             await published(broker, draft("c", name))
-            await until(lambda: ids(notes.events(name))[-1] == "c", 30.0)
+            # It comes, or was sent before the replica was listened to, and then is told of.
+            await until(lambda: len(notes.kinds(name)) > 1, 30.0)
+            assert notes.kinds(name)[1:] == ["top"] or ids(notes.events(name))[-1] == "c"
             assert cluster.owner(broker.keys.record(name)) is cluster.replicas[-1]
-            assert notes.kinds(name) == ["events", "events"]
             await until(lambda: broker.problem() is None, 30.0)
 
 
