@@ -45,7 +45,10 @@ class Ledger(Archive, Protocol):
         ...
 
     async def top(self, channel: str) -> LedgerRecord | None:
-        """Return where a channel stands, or None if it is not known."""
+        """Return where a channel stands, or None if it is not known.
+
+        Answers behind every write that was begun before, those too that were given up meanwhile.
+        """
         ...
 
     async def published(self, since_ms: int) -> Sequence[PublishedId]:

@@ -114,7 +114,8 @@ class SqliteArchive:
         )
 
     async def top(self, channel: str) -> LedgerRecord | None:
-        return await self._reader.run(partial(read_record, channel=channel))
+        # Where writes are done, since one may be under way that nobody waits for any more.
+        return await self._writer.run(partial(read_record, channel=channel))
 
     async def published(self, since_ms: int) -> list[PublishedId]:
         return await self._reader.run(partial(read_published, since_ms=since_ms), patient=True)

@@ -1,6 +1,7 @@
 """A single node whose archived events survive it: commits, their failures, and restarts."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,6 +152,39 @@ async def test_a_commit_that_was_done_though_it_failed_is_published_later(path: 
         assert rig.broker.doubtful == 0
         found = await rig.ledger.read(Query(channel="a.b", limit=10))
         assert ids(found) == ["x1", "x2", "x3"]
+
+
+async def test_a_commit_that_nobody_waits_for_any_more_is_not_overtaken(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that stood still for longer than a write may take: the write was given up, and done
+    later. The ledger was asked meanwhile, by another connection, and knew nothing of it. So other
+    events got the same positions, and the archive held both."""
+    begun, go_on = threading.Event(), threading.Event()
+    write = SqliteArchive._write
+
+    def wait(*args: Any, **options: Any) -> None:
+        begun.set()
+        go_on.wait(10)
+        write(*args, **options)
+
+    async with opened(path, call_timeout_s=10.0) as rig:
+        await rig.broker.subscribe("a.b")
+        monkeypatch.setattr(rig.ledger._writer, "_call_timeout_s", 0.1)
+        monkeypatch.setattr(SqliteArchive, "_write", wait)
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish([draft("x1")])
+        assert begun.is_set()
+        monkeypatch.setattr(rig.ledger._writer, "_call_timeout_s", 10.0)
+        second = asyncio.ensure_future(rig.broker.publish([draft("x2")]))
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        go_on.set()
+        (answer,) = await second
+        assert accepted(answer).position.offset == 2
+        assert rig.heard() == ["x1", "x2"]
+        found = await rig.ledger.read(Query(channel="a.b", limit=10))
+        assert [(each.id, each.position.offset) for each in found] == [("x1", 1), ("x2", 2)]
 
 
 async def test_whoever_waits_too_long_is_told_and_may_ask_again(path: str) -> None:
