@@ -102,14 +102,14 @@ class WireServer:
             for session, to in list(self._sessions.items()):
                 if frame := self._tamper(session, number, text_frame(event)):
                     self._send(to, frame)
-            sock.sendall(self._acknowledge(number))
+            self._send(sock, self._acknowledge(number))
 
     @staticmethod
     def _send(to: socket.socket, frame: bytes) -> None:
         if frame == b"hang up":
             to.shutdown(socket.SHUT_RDWR)
         else:
-            # A session that was hung up on gets no more.
+            # Who has hung up, or was hung up on, gets no more.
             with suppress(OSError):
                 to.sendall(frame)
 

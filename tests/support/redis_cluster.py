@@ -1,7 +1,6 @@
 """A real Redis Cluster for tests: masters, and replicas where asked for, on ports of 127.0.0.1."""
 
 import atexit
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
-from redis_server import RedisServer, encrypted, find_redis_server, free_port
+from redis_server import RedisServer, encrypted, find_redis_server, free_port, is_redis_6
 
 SLOTS = 16_384
 JOIN_S = 30.0
@@ -55,9 +54,7 @@ class ClusterServer(RedisServer):
 
     def start(self) -> None:
         program = find_redis_server()
-        if program is not None and " v=6." in subprocess.check_output(
-            [program, "--version"], text=True
-        ):
+        if program is not None and is_redis_6(program):
             # Before Redis 7 the port of the bus is 10,000 above the other, which must leave room.
             self._lines = [each for each in self._lines if not each.startswith("cluster-port")]
             while self.port > 55_000:

@@ -47,6 +47,12 @@ def find_redis_server() -> str | None:
 
 
 @cache
+def is_redis_6(program: str) -> bool:
+    """Whether a redis-server is older than the 7 that some settings came with."""
+    return " v=6." in subprocess.check_output([program, "--version"], text=True)
+
+
+@cache
 def find_packaged_server(name: str) -> str | None:
     """Return the path of a server of `PACKAGED`, or None."""
     package, path, _until = PACKAGED[name]
@@ -138,8 +144,7 @@ class RedisServer:
         if program is None:
             pytest.skip("there is no redis-server")
         lines = self._lines
-        version = subprocess.check_output([program, "--version"], text=True)
-        if " v=6." in version:
+        if is_redis_6(program):
             lines = [line for line in lines if not line.startswith("enable-debug-command")]
         config = self.folder / "redis.conf"
         config.write_text("\n".join(lines) + "\n")
