@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pubsub.archive import Unarchived
+from pubsub.envelope import pack_mark
+from sim_archive import Course as ArchiveCourse
+from sim_archive import archive_world
 from sim_delivery import Course, Story, World, delivery_world
 from sim_leases import Course as LeaseCourse
 from sim_leases import lease_world
@@ -17,12 +21,13 @@ from sim_presence import presence_world
 from sim_worlds import WORLDS
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SEEDS = {"delivery": 1_000, "leases": 1_000, "presence": 60}
+SEEDS = {"delivery": 1_000, "leases": 1_000, "archive": 400, "presence": 60}
 
 PROVOKED = [
     pytest.mark.expect_log("server.repair", "feed reset", required=False),
     pytest.mark.expect_log("pubsub.redis_watch", "silent", required=False),
     pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone", required=False),
+    pytest.mark.expect_log("pubsub.archivist", "archive", required=False),
     pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False),
 ]
 pytestmark = PROVOKED
@@ -172,3 +177,33 @@ def test_what_was_announced_is_compared_with_who_is_here(harm: str) -> None:
                 world.check()
         else:
             assert not world._is_settled()
+
+
+@pytest.mark.parametrize(
+    "harm", ["none", "left out", "told missing", "purged", "made up", "later first"]
+)
+def test_what_is_archived_is_compared_with_what_was_published(harm: str) -> None:
+    with archive_world(1, course=ArchiveCourse(steps=0, nodes=1)) as world:
+        for _ in range(6):
+            world.publish()
+            world.settle()
+        database = world.database
+        key, kept = next(iter(database.kept.items()))
+        at = kept.event.position
+        if harm == "left out":
+            del database.kept[key]
+        elif harm == "told missing":
+            gap = Unarchived(key[0], at.epoch, at.offset, at.offset, kept.event.time)
+            database.gaps[key[0]] = [gap]
+        elif harm == "purged":
+            mark = pack_mark("purge", at)
+            world.store.published.append((world.keys.address(key[0]).encode(), mark))
+        elif harm == "made up":
+            database.kept[("a", "0" * 16, 1, "0" * 16)] = kept
+        elif harm == "later first":
+            database.log.append(kept)
+        if harm == "none":
+            world.check()
+        else:
+            with pytest.raises(AssertionError):
+                world.check()

@@ -336,9 +336,12 @@ class MemoryRedis:
         return (self._at(key, Stream) or Stream()).pending(name)
 
     def _xreadgroup(self, *parts: bytes) -> list[Any] | None:
-        word, name, consumer, counted, count, streams, key, at = parts
+        word, name, consumer, counted, count, *options, streams, key, at = parts
+        assert options in ([], [b"NOACK"])
         assert (word, counted, streams) == (b"GROUP", b"COUNT", b"STREAMS")
-        found = (self._at(key, Stream) or Stream()).read(name, consumer, at, int(count))
+        found = (self._at(key, Stream) or Stream()).read(
+            name, consumer, at, int(count), bool(options)
+        )
         return None if found is None else [[key, found]]
 
     # Scripts and pub/sub

@@ -98,7 +98,9 @@ class Stream:
             raise ReplyError("NOGROUP No such key or consumer group")
         return group
 
-    def read(self, name: bytes, consumer: bytes, given: bytes, count: int) -> list[Any] | None:
+    def read(
+        self, name: bytes, consumer: bytes, given: bytes, count: int, noack: bool
+    ) -> list[Any] | None:
         """Hand out what nobody had (`>`), or again what this consumer has, above an id."""
         group = self.group(name)
         if given == b">":
@@ -106,7 +108,8 @@ class Stream:
             found = self.ids[begin : begin + count]
             for at in found:
                 group.delivered = at
-                group.pending[at] = consumer
+                if not noack:
+                    group.pending[at] = consumer
             return [
                 [write_id(at), self.fields[begin + place]] for place, at in enumerate(found)
             ] or None

@@ -66,7 +66,7 @@ class Course:
             stalls=rng.random() < 0.5,
             crashes=rng.random() < 0.5,
             departures=rng.random() < 0.3,
-            outages=rng.random() < 0.15,
+            outages=rng.random() < 0.3,
             wipes=rng.random() < 0.15,
             faults=Faults(
                 refuse=rate * rng.random() / 2,
@@ -139,7 +139,10 @@ class LeaseWorld:
         self.course = course
         self.keys = RedisKeys("sim", PARTITIONS)
         self.store = SimStore(scheduler, server, replace(course.faults))
+        if isinstance(server, MemoryRedis):
+            self.store.on_call = self._look
         self.homes: list[Home] = []
+        self._claims: dict[bytes, tuple[int, bytes]] = {}
         self.guests: list[Guest] = []
         self._numbers = count(1)
         scheduler.hurry = course.hurry
@@ -353,6 +356,20 @@ class LeaseWorld:
         return left
 
     # What must hold
+
+    def _look(self) -> None:
+        """After each call: who cleans up behind a life is one, until its claim lapses."""
+        values = cast(MemoryRedis, self.store.server).values
+        now, before = self.scheduler.clock.wall_ms(), self._claims
+        held: dict[bytes, tuple[int, bytes]] = {}
+        for life, claim in values.get(self.keys.leases[1].encode(), {}).items():
+            if b" " in life:
+                till, _, whose = claim.partition(b" ")
+                held[life] = (int(till), whose)
+                had = before.get(life)
+                if had is not None and had[1] != whose:
+                    assert had[0] <= now, "two clean up behind one node"
+        self._claims = held
 
     def check(self) -> None:
         """All that was announced, in order: who joins was not there, who leaves was."""

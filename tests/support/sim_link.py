@@ -2,14 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-
 from pubsub.errors import BrokerUnavailable
 from pubsub.redis_client import Part
+from pubsub.redis_lane import CallFailed
 from pubsub.redis_scripts import Script
 from sim_backplane import Faults
 from sim_redis import Server
@@ -31,6 +30,8 @@ class SimStore:
         self.calls = 0
         self.published = server.pushed
         self.server = server
+        # Told after each call.
+        self.on_call: Callable[[], object] = lambda: None
         server.begin(_PATTERN)
         self.wipe()
 
@@ -47,6 +48,7 @@ class SimStore:
     def carry_out(self, command: tuple[Part, ...]) -> Any:
         self.calls += 1
         (answer,) = self.server.ask((command,))
+        self.on_call()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -56,6 +58,8 @@ class SimLink:
     """How one node calls it; see `pubsub.redis_link.RedisLink`."""
 
     call_timeout_s = CALL_TIMEOUT_S
+    topology = None
+    on_return: Callable[[], None]
 
     def __init__(self, store: SimStore, process: Process) -> None:
         # Whoever calls.
@@ -68,6 +72,22 @@ class SimLink:
     ) -> Any:
         return await self._call(("EVAL", _text(script), len(keys), *keys, *parts), repeat)
 
+    def send_publish(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        parts: Sequence[Part],
+        _size: int,
+        *,
+        replicated: bool = False,
+    ) -> "asyncio.Future[Any]":
+        assert not replicated
+        loop = self._process.loop
+        answer: asyncio.Future[Any] = loop.create_future()
+        command = ("EVAL", _text(script), len(keys), *keys, *parts)
+        self._send(command, answer)
+        return answer
+
     async def command(self, *parts: Part) -> Any:
         return await self._call(parts, True)
 
@@ -76,11 +96,11 @@ class SimLink:
         deadline = loop.time() + self.call_timeout_s
         while True:
             answer: asyncio.Future[Any] = loop.create_future()
-            self._store.scheduler.soon(None, partial(self._arrive, command, answer))
+            self._send(command, answer)
             late = loop.call_at(deadline, _settle, answer, _Late())
             try:
                 return await answer
-            except RedisConnectionError:
+            except CallFailed:
                 if not repeat:
                     raise BrokerUnavailable("Redis did not answer") from None
             finally:
@@ -90,11 +110,14 @@ class SimLink:
                 raise BrokerUnavailable("Redis did not answer")
             await asyncio.sleep(pause)
 
+    def _send(self, command: tuple[Part, ...], answer: "asyncio.Future[Any]") -> None:
+        self._store.scheduler.soon(None, partial(self._arrive, command, answer))
+
     def _arrive(self, command: tuple[Part, ...], answer: "asyncio.Future[Any]") -> None:
         """What a dead process has sent arrives nonetheless."""
         store, faults = self._store, self._store.faults
         dice = store.rng.random()
-        what: Any = RedisConnectionError("lost")
+        what: Any = CallFailed("Redis did not answer", passing=True)
         if not store.away and dice >= faults.refuse:
             done = store.carry_out(command)
             if dice >= faults.refuse + faults.forget:

@@ -8,6 +8,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Final, Protocol
 
 from redis_server import RedisServer
+from sim_archive import archive_world
 from sim_delivery import delivery_world
 from sim_leases import lease_world
 from sim_presence import presence_world
@@ -44,8 +45,9 @@ def wire() -> Wire:
 WORLDS: Final[dict[str, Callable[[int], AbstractContextManager[Run]]]] = {
     "delivery": delivery_world,
     "leases": lease_world,
+    "archive": archive_world,
     "presence": presence_world,
 }
 
 # How many seeds are run of each if nobody says; the nodes of presence's are whole.
-SEEDS: Final = {"delivery": 2_000, "leases": 2_000, "presence": 200}
+SEEDS: Final = {"delivery": 2_000, "leases": 2_000, "archive": 2_000, "presence": 200}
