@@ -49,6 +49,11 @@ def of_machine(suite: Suite, titles: dict[str, str]) -> str:
         f"- {found.cores} cores ({found.processor}), {gigabytes:.0f} GB, {found.kernel},"
         f" Python {found.python}; load average before: {found.load_before:g}",
     ]
+    again: dict[str, list[str]] = {}
+    for each in suite.results:
+        if each.commit not in ("", suite.commit):
+            again.setdefault(each.commit, []).append(each.case)
+    lines += [f"- measured again at `{at}`: {', '.join(cases)}" for at, cases in again.items()]
     if suite.quick:
         lines.append(
             "- **A quick run**: every case small and measured once. It shows that all of it works;"

@@ -52,7 +52,10 @@ class Claim(msgspec.Struct, kw_only=True):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """One case: what was run, what came out, who was left out and why, and what went wrong."""
+    """One case: what was run, what came out, who was left out and why, and what went wrong.
+
+    `commit` differs from the suite's if the case was measured again later.
+    """
 
     case: str
     title: str
@@ -63,6 +66,7 @@ class Result(msgspec.Struct, kw_only=True):
     left_out: dict[str, str] = {}
     problems: list[str] = []
     seconds: float = 0.0
+    commit: str = ""
 
     def claim(self, key: str) -> Claim | None:
         """Return the claim with that key, or None."""

@@ -1,55 +1,44 @@
-"""What compression of events saves and costs (`websocket.compression`), in one run.
+"""What compression of events saves and costs (`websocket.compression`), and what it adds.
 
-    python bench/compression.py [--sessions 300] [--events 200] [--rounds 3]
-
-First what it takes to compress one event, which is all that compression adds on the server, however
-many sessions get it. Then the same node fans out the same events, JSON of about 500 bytes and of
-4 KB as services send them, once with sessions that do not offer compression and once with sessions
-that do. One publish is in flight: the next goes when all sessions have the one before. All that
-arrives is checked. Server and load run on a core of their own where there are two. Exit code 1 if
-less than a third of the bytes is saved, or if a delivery costs more than half as much CPU again.
+The same node fans out the same events, orders as JSON of about 500 bytes and of 4 KB, to sessions
+that do not offer compression and to sessions that do, in turns. One publish is in flight: the next
+goes when all sessions have the one before. All that arrives is inflated and checked. Beside that,
+what it takes to compress one event, which is all that the server does for it, however many sessions
+get it.
 """
 
-import argparse
 import json
 import random
 import select
 import sys
 import time
 import zlib
+from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 
-from _case import ours
-from _servers import Server, galecast, on_load_core, raise_file_limit
+from _case import Case, claim_ratio, note, ours
+from _results import Figure, Result, Rounds
+from _servers import Server, galecast
 from _talk import Requests, drained, sessions, wanted
 from config.sections import WebSocketSettings
 from handlers.deflate import deflate
 from server.load_layout import Layout
 
-LEAST_SAVED = 1 / 3
+OPTIONS = {
+    "sessions": (100, 300, "subscribers of one channel"),
+    "events": (50, 200, "published one after the other in a round"),
+    "rounds": (1, 3, "how often"),
+}
+MOST_LEFT = 2 / 3
 MOST_CPU = 1.5
-SIZES = (500, 4000)
-LARGEST = 64_000
+SIZES = {"500 B": 500, "4 KB": 4000}
+LARGEST = ("64 KB", 64_000)
+PLAIN, COMPRESSED = "galecast", "galecast (compressed)"
 _OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 _END = b"\r\n\r\n"
 _TAIL = b"\0\0\xff\xff"
-
-
-@dataclass
-class Measured:
-    """What one run of events cost."""
-
-    rate: float
-    """Events delivered per second, over all sessions."""
-    bytes_each: float
-    """Bytes on the wire, per event and session."""
-    cpu_us: float
-    """CPU time of the server, per delivery."""
-    longest_ms: float
-    """Until the slowest event was everywhere."""
 
 
 def data_of(size: int, number: int) -> dict[str, object]:
@@ -93,9 +82,11 @@ def payloads(data: bytes) -> Iterator[bytes]:
 
 
 def measure(
-    server: Server, channel: str, bodies: list[bytes], count: int, offer: bytes
-) -> Measured:
+    server: Server, who: str, variant: str, bodies: list[bytes], channel: str, count: int
+) -> Figure:
     """Publish all bodies to `count` sessions, one after the other."""
+    note(f"{who} {variant}")
+    offer = _OFFER if who == COMPRESSED else b""
     wire = ours().target(server.port, Layout(sessions=1)).wires[0]
     everyone = []
     for number in range(count):
@@ -108,11 +99,10 @@ def measure(
     for sock in opened:
         poll.register(sock, select.EPOLLIN)
     places = {sock.fileno(): place for place, sock in enumerate(opened)}
-    longest, sizes = 0.0, [0] * count
+    sizes = [0] * count
     cpu, started = server.cpu_s(), time.perf_counter()
     with Requests(server.port) as publisher:
         for body in bodies:
-            sent = time.perf_counter()
             publisher.send("POST", "/v1/events", body)
             waiting = set(range(count))
             while waiting:
@@ -125,7 +115,6 @@ def measure(
                     if _whole(received[place][sizes[place] :]):
                         sizes[place] = len(received[place])
                         waiting.discard(place)
-            longest = max(longest, time.perf_counter() - sent)
             publisher.receive()
     seconds, cpu = time.perf_counter() - started, server.cpu_s() - cpu
     poll.close()
@@ -137,20 +126,31 @@ def measure(
         assert numbers == list(range(len(bodies))), "lost, repeated or out of order"
     deliveries = count * len(bodies)
     total = sum(map(len, received))
-    return Measured(deliveries / seconds, total / deliveries, cpu / deliveries * 1e6, longest * 1e3)
+    note("")
+    return Figure(
+        who=who,
+        variant=variant,
+        values={
+            "delivered_per_s": deliveries / seconds,
+            "delivery_us": cpu / deliveries * 1e6,
+            "sent_bytes": total / deliveries,
+        },
+    )
 
 
-def compress_us(size: int) -> tuple[float, float]:
-    """Return the time that compressing an event takes, best of many, and what part is left."""
+def compressed_alone(variant: str, size: int) -> Figure:
+    """Return the time that compressing an event takes, best of many, and what is left of it."""
     level = WebSocketSettings().compression_level
-    best, part = float("inf"), 0.0
+    best, left = float("inf"), 0.0
     for number in range(50):
         payload = json.dumps(data_of(size, number), separators=(",", ":")).encode()
         started = time.perf_counter()
         squeezed = deflate(payload, level)
         best = min(best, time.perf_counter() - started)
-        part = len(squeezed) / len(payload)
-    return best * 1e6, part
+        left = len(squeezed) / len(payload)
+    return Figure(
+        who="one event", variant=variant, values={"compress_us": best * 1e6, "left_share": left}
+    )
 
 
 def _whole(data: bytearray) -> bool:
@@ -161,51 +161,43 @@ def _whole(data: bytearray) -> bool:
     return len(data) >= 4 and len(data) == 4 + int.from_bytes(data[2:4], "big")
 
 
-def main() -> int:
-    """Print a line for each size with and without, and what they make of each other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=int, default=300)
-    parser.add_argument("--events", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    raise_file_limit()
-    fine = True
-    for size in (*SIZES, LARGEST):
-        cost_us, part = compress_us(size)
-        print(f"{size:6,} bytes  {cost_us:7,.0f} us to compress, to {part:.0%}", flush=True)
-    with on_load_core(), galecast(settings={"websocket_compression": "true"}) as server:
-        for size in SIZES:
-            kinds: dict[str, Measured] = {}
+def run(options: Namespace, result: Result) -> None:
+    """Measure each size with and without in turns; then compressing alone."""
+    rounds = Rounds()
+    with galecast(settings={"websocket_compression": "true"}) as server:
+        for variant, size in SIZES.items():
             channel = f"bench.compression.{size}"
             bodies = [
                 json.dumps(
                     {"channel": channel, "data": data_of(size, number)}, separators=(",", ":")
                 ).encode()
-                for number in range(args.events)
+                for number in range(options.events)
             ]
-            for _ in range(args.rounds):
-                for name, offer in (("plain", b""), ("compressed", _OFFER)):
-                    found = measure(server, channel, bodies, args.sessions, offer)
-                    if name not in kinds or found.rate > kinds[name].rate:
-                        kinds[name] = found
-            for name, each in kinds.items():
-                print(
-                    f"{size:5,} bytes  {name:10} {each.bytes_each:7,.0f} bytes/event"
-                    f" {each.rate:10,.0f} events/s delivered {each.cpu_us:6.2f} us CPU each"
-                    f"  slowest {each.longest_ms:5.1f} ms",
-                    flush=True,
-                )
-            plain, compressed = kinds["plain"], kinds["compressed"]
-            left = compressed.bytes_each / plain.bytes_each
-            cpu = compressed.cpu_us / plain.cpu_us
-            print(
-                f"{size:5,} bytes  {1 - left:.0%} of the bytes saved,"
-                f" {compressed.rate / plain.rate:.2f} times the rate, {cpu:.2f} times the CPU"
-                f" (best of {args.rounds}, {args.sessions} sessions)"
+            for number in range(options.rounds):
+                for who in (PLAIN, COMPRESSED) if number % 2 == 0 else (COMPRESSED, PLAIN):
+                    rounds.add(measure(server, who, variant, bodies, channel, options.sessions))
+    result.figures = rounds.figures()
+    for variant in SIZES:
+        for value, what, most in (
+            ("sent_bytes", "bytes sent for an event, compressed against not", MOST_LEFT),
+            ("delivery_us", "CPU for a delivery, compressed against not", MOST_CPU),
+        ):
+            claim_ratio(
+                result,
+                rounds,
+                f"compression.{variant}.{value}",
+                f"{what}, {variant}",
+                value,
+                COMPRESSED,
+                PLAIN,
+                variant=variant,
+                target=most,
+                at_most=True,
             )
-            fine = fine and 1 - left >= LEAST_SAVED and cpu <= MOST_CPU
-    return 0 if fine else 1
+    result.figures += [compressed_alone(*each) for each in (*SIZES.items(), LARGEST)]
 
+
+CASE = Case("compression", __doc__, OPTIONS, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CASE.main())

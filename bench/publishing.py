@@ -39,13 +39,14 @@ WAYS: dict[str, tuple[How, bool]] = {
     "HTTP, NDJSON": ("ndjson", True),
     "WebSocket": ("ws", False),
 }
-# The least events per second, and how many times those of a plain handler. The rates are of a
-# machine on which that one took 8,800; the ratios are the same on any.
-TARGETS = {
-    ("HTTP, single", MEMORY): (11_000, 1.25),
-    ("HTTP, array", MEMORY): (150_000, 17.0),
-    ("HTTP, array", REDIS): (50_000, 5.7),
-    ("WebSocket", MEMORY): (40_000, 4.5),
+# The least events per second where a plain handler takes HANDLER_PER_S, as it was when they were
+# set. Asked is the ratio of the two, which holds on any machine.
+HANDLER_PER_S = 8_800
+LEAST_PER_S = {
+    ("HTTP, single", MEMORY): 11_000,
+    ("HTTP, array", MEMORY): 150_000,
+    ("HTTP, array", REDIS): 50_000,
+    ("WebSocket", MEMORY): 40_000,
 }
 
 
@@ -90,7 +91,7 @@ def run(options: Namespace, result: Result) -> None:
 
 def claim(result: Result, rounds: Rounds) -> None:
     """Say what is asked of each way, and how they compare."""
-    for (way, where), (least, least_ratio) in TARGETS.items():
+    for (way, where), least in LEAST_PER_S.items():
         variant = f"{way}, {where}"
         figure = result.figure(OURS, variant)
         if figure is None:
@@ -101,20 +102,20 @@ def claim(result: Result, rounds: Rounds) -> None:
                 what=f"events published per second, {variant}",
                 value=figure.values["published_per_s"],
                 unit="_per_s",
-                target=least,
             )
         )
         claim_ratio(
             result,
             rounds,
             f"publishing.{variant}.handler",
-            f"the same, {variant}, against single events to a plain `RequestHandler`",
+            f"events published per second, {variant}, against single events to a plain"
+            f" `RequestHandler` ({least:,} where that takes {HANDLER_PER_S:,})",
             "published_per_s",
             OURS,
             HANDLER,
             variant=variant,
             other_variant=SINGLE,
-            target=least_ratio,
+            target=least / HANDLER_PER_S,
         )
     claim_ratio(
         result,

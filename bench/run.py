@@ -40,6 +40,7 @@ CASES: Final = (
     "workers",
     "audience",
     "slow",
+    "compression",
     "archive",
     "archive_queue",
     "redis_memory",
@@ -101,6 +102,15 @@ def run_case(name: str, *, quick: bool) -> Result:
         )
 
 
+def earlier(path: Path, suite: Suite) -> Suite:
+    """Return the result in a file, if it is one of the same kind and machine; exits else."""
+    kept = msgspec.json.decode(path.read_bytes(), type=Suite)
+    same = msgspec.structs.replace(suite.machine, load_before=kept.machine.load_before)
+    if (kept.quick, kept.machine, kept.versions) != (suite.quick, same, suite.versions):
+        sys.exit(f"{path} is of another machine, other peers, or not as full")
+    return kept
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run them; say whether nothing was lost and, in full, whether every target is met."""
     parser = argparse.ArgumentParser(
@@ -109,6 +119,11 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="measure in full")
     parser.add_argument(
         "--only", default=",".join(CASES), metavar="CASES", help="which, in this order"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="keep what the result holds of other cases, and put the new figures in their place",
     )
     parser.add_argument(
         "--out", type=Path, default=LATEST, metavar="FILE", help="the result (%(default)s)"
@@ -129,13 +144,21 @@ def main(args: Sequence[str] | None = None) -> int:
         versions={peer.name: peer.version() for peer in PEERS if not peer.missing()},
         results=[],
     )
+    if options.again:
+        suite = earlier(options.out, suite)
     for peer in PEERS:
         if why := peer.missing():
             print(f"left out: {peer.name}: {why}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        suite.results.append(run_case(name, quick=suite.quick))
-        suite.seconds = round(time.perf_counter() - began)
+        result = run_case(name, quick=suite.quick)
+        result.commit = commit()
+        places = {each.case: place for place, each in enumerate(suite.results)}
+        if name in places:
+            suite.results[places[name]] = result
+        else:
+            suite.results.append(result)
+            suite.seconds = round(time.perf_counter() - began)
         # After each, so that what was found is kept when a later one is interrupted.
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(suite)) + b"\n")
         print(flush=True)

@@ -31,6 +31,7 @@ TINY = {
     "workers": ("--sessions", "20", "--publishers", "2", "--seconds", "0.2", "--most", "2"),
     "audience": ("--most", "30", "--deliveries", "200", "--broadcasts", "2"),
     "slow": ("--sessions", "20", "--seconds", "0.5", "--peers", ""),
+    "compression": ("--sessions", "10", "--events", "5"),
     "archive": ("--events", "1000", "--batch", "100", "--live-seconds", "0.3"),
     "archive_queue": ("--events", "100", "--rounds", "1"),
     "redis_memory": ("--channels", "300", "--events", "10"),
@@ -43,6 +44,7 @@ FEW: dict[str, dict[str, object]] = {
     "sizes": {"SIZES": {"64 B": 64, "16 KB": 16_384}},
     "publishing": {"WAYS": {"HTTP, array": publishing.WAYS["HTTP, array"]}},
     "idle": {"SETTLE_S": 0.1},
+    "compression": {"SIZES": {"500 B": 500}, "LARGEST": ("4 KB", 4000)},
 }
 
 
