@@ -150,19 +150,26 @@ def main(args: Sequence[str] | None = None) -> int:
         if why := peer.missing():
             print(f"left out: {peer.name}: {why}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
     for name in names:
         result = run_case(name, quick=suite.quick)
         result.commit = commit()
         places = {each.case: place for place, each in enumerate(suite.results)}
-        if name in places:
-            suite.results[places[name]] = result
-        else:
+        if name not in places:
             suite.results.append(result)
+        elif result.problems:
+            failed.append(name)
+        else:
+            suite.results[places[name]] = result
+        if not options.again:
             suite.seconds = round(time.perf_counter() - began)
         # After each, so that what was found is kept when a later one is interrupted.
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(suite)) + b"\n")
         print(flush=True)
-    return conclude(suite, options.out)
+    code = conclude(suite, options.out)
+    if failed:
+        print(f"failed, so that the earlier result is kept: {', '.join(failed)}")
+    return 1 if failed else code
 
 
 def conclude(suite: Suite, path: Path) -> int:

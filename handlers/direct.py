@@ -31,7 +31,8 @@ from handlers.publish import PublishHandler, publish
 from server.errors import Unavailable
 from server.node import Node
 
-_has_body: Final = re.compile("0*[1-9][0-9]{0,18}").fullmatch
+# Longer ones are for Tornado to judge.
+_has_body: Final = re.compile("0{0,99}[1-9][0-9]{0,18}").fullmatch
 # All others are for Tornado to judge.
 _is_plain_host: Final = re.compile("[A-Za-z0-9.-]+(?::[0-9]{1,5})?").fullmatch
 _encode: Final = msgspec.json.Encoder().encode
@@ -181,6 +182,13 @@ class DirectPublish(HTTPMessageDelegate):
         """Answer; a client that went away meanwhile is not told, and counted all the same."""
         exchange = self._exchange
         assert exchange is not None  # noqa: S101 - the body came before its end
+        try:
+            self._connection.write(self._answer(exchange))
+            self._connection.finish()
+        finally:
+            exchange.ended(self._status)
+
+    def _answer(self, exchange: Exchange) -> bytes:
         body = self._body
         headers = [
             ("Content-Type", self._kind),
@@ -190,12 +198,10 @@ class DirectPublish(HTTPMessageDelegate):
             ("Content-Length", str(len(body))),
         ]
         asked_for = field(self._asked.headers, "Connection")
-        if asked_for is not None and asked_for.lower() == "close":
-            headers.append(("Connection", "close"))
-        connection = self._connection
-        connection.write(answer_bytes(self._status, headers, body))
-        connection.finish()
-        exchange.ended(self._status)
+        last = ("Connection", "close")
+        if asked_for is not None and asked_for.lower() == "close" and last not in headers:
+            headers.append(last)
+        return answer_bytes(self._status, headers, body)
 
     def on_connection_close(self) -> None:
         """Let go of the body of a client that went away."""

@@ -128,7 +128,7 @@ class _Gate(HTTPMessageDelegate):
         chunked = "Transfer-Encoding" in headers
         text = headers.get("Content-Length", "")
         if not chunked:
-            length = self._length = int(text[:19]) if _is_digits(text) else -1
+            length = self._length = int(text) if _is_digits(text) else -1
             if length <= self._most:
                 return True
         if is_stream(start_line.method, start_line.path.partition("?")[0], headers):
@@ -208,7 +208,7 @@ class _Gate(HTTPMessageDelegate):
         if "Transfer-Encoding" in self._headers or not _is_digits(length):
             # Where the body ends may be doubtful, and Tornado would answer that a second time.
             return 0
-        return min(_DROP_BYTES, int(length[:19]))
+        return min(_DROP_BYTES, int(length))
 
     def _end(self) -> None:
         if not self._ended:

@@ -43,6 +43,17 @@ def test_what_is_measured_again_takes_its_place(kept: Path) -> None:
     assert "measured again at `bbb`: fanout, idle" in text
 
 
+def test_what_fails_does_not_take_the_place_of_what_was_found(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_case(name: str, *, quick: bool) -> Result:
+        return Result(case=name, title="failed", command="", options={}, problems=["it did"])
+
+    monkeypatch.setattr(run, "run_case", run_case)
+    assert run.main(["--only", "fanout", "--again", "--out", str(kept)]) == 1
+    assert [each.title for each in read(kept).results] == ["fanout 1", "slow 1"]
+
+
 def test_what_is_measured_anew_stands_alone(kept: Path) -> None:
     run.main(["--only", "fanout", "--out", str(kept)])
     found = read(kept)

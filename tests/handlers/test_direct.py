@@ -202,20 +202,25 @@ async def read_answer(reader: asyncio.StreamReader) -> bytes:
     return top + (await reader.readexactly(int(found[1])) if found else b"")
 
 
+@pytest.mark.parametrize("last", [{}, {"Connection": "close"}], ids=["", "last"])
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.DRAINING])
-async def test_a_draining_node_says_so_on_both_ways(phase: Phase, ways: list[str]) -> None:
+async def test_a_draining_node_says_so_on_both_ways(
+    phase: Phase, last: Fields, ways: list[str]
+) -> None:
     async with serving() as served:
         served.node.lifecycle.phase = phase
         answers = []
         for request in (whole, in_chunks):
             reader, writer = await served.connect()
-            writer.write(request({}, encoded({"channel": request.__name__, "data": 1, "id": "x"})))
+            event = {"channel": request.__name__, "data": 1, "id": "x"}
+            writer.write(request(last, encoded(event)))
             _line, headers, _text = seen(await read_answer(reader))
             answers.append([each for each in headers if each[0] != "Content-Length"])
             writer.close()
         assert ways == ["direct", "handler"]
         assert answers[0] == answers[1]
-        assert (("Connection", "close") in answers[0]) is (phase is Phase.DRAINING)
+        closes = phase is Phase.DRAINING or bool(last)
+        assert answers[0].count(("Connection", "close")) == closes
 
 
 @pytest.mark.parametrize(
@@ -364,3 +369,17 @@ async def test_a_client_that_leaves_before_it_is_answered(
 def test_a_header_that_breaks_its_line_is_not_sent(value: str) -> None:
     with pytest.raises(ValueError, match="line break"):
         answer_bytes(200, [("X-Request-Id", value)], b"{}")
+
+
+@pytest.mark.parametrize(("zeros", "status"), [(99, "200"), (500, "200"), (5000, "400")])
+async def test_a_length_may_begin_with_zeros(
+    zeros: int, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as served:
+        reader, writer = await served.connect()
+        body = encoded(EVENT)
+        length = b"0" * zeros + b"%d" % len(body)
+        writer.write(head({}, "/v1/events") + b"Content-Length: " + length + b"\r\n\r\n" + body)
+        assert (await reader.readline()).split()[1].decode() == status
+        writer.close()
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
