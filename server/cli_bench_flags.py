@@ -16,7 +16,9 @@ example:
 Latency counts from the time at which an event was due, so with --rate a server that is slow cannot
 hide it. The key needs the scopes publish and history on bench.> (or what --prefix says). A node
 takes 1,000 sessions of one address unless limits.connections_per_address says more. The exit code
-is 1 if an event was lost, came twice or out of order. Ctrl-C ends it with what it has so far.
+is 1 if an event was lost, came twice or out of order, or if it could not be measured, and 2 if the
+command was wrong; with --json the report is written in the first case only. Ctrl-C ends it with
+what it has so far.
 """
 _SEGMENT: Final = r"[A-Za-z0-9_~@:=-]+"
 _PREFIX: Final = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
@@ -186,5 +188,8 @@ def _number(least: float, most: float) -> Callable[[str], float]:
 
 def _prefix(text: str) -> str:
     if len(text) > _LONGEST_PREFIX or not _PREFIX.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text}: the beginning of a channel's name")
+        raise argparse.ArgumentTypeError(
+            f"{text}: channels begin with words of letters, digits and"
+            f" _~@:=-, parted by dots; at most {_LONGEST_PREFIX} characters"
+        )
     return text

@@ -156,18 +156,31 @@ class Opening:
         self._result.seconds = time.perf_counter() - started
         return [each for each in opened if each is not None], self._result
 
+    def _too_many(self, error: OSError, opened: int) -> str:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            why = "this process may open no more files (ulimit -n)"
+            return f"no more than {opened} connections: {why}"
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+            return f"no more than {opened} connections: this machine has no free port left"
+        return self._broken(error)
+
+    def _broken(self, error: OSError) -> str:
+        host, port = self._address[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"no connection to {where}: {error.strerror or error}"
+
     def _launch(self, place: int, wanted: Wanted) -> None:
         try:
             sock = socket.socket(self._family, socket.SOCK_STREAM)
         except OSError as error:
-            raise LoadFailed(_too_many(error, self._result.connections)) from None
+            raise LoadFailed(self._too_many(error, self._result.connections)) from None
         flight = _Flight(place, wanted, sock)
         self._flights[sock.fileno()] = flight
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         failed = sock.connect_ex(self._address)
         if failed not in (0, errno.EINPROGRESS):
-            raise LoadFailed(_too_many(OSError(failed, os.strerror(failed)), place))
+            raise LoadFailed(self._too_many(OSError(failed, os.strerror(failed)), place))
         self._epoll.register(sock.fileno(), select.EPOLLOUT)
 
     def _events(self, timeout_s: float) -> Iterator[tuple[_Flight, Open | float]]:
@@ -178,7 +191,7 @@ class Opening:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise LoadFailed(_broken(error)) from None
+                raise LoadFailed(self._broken(error)) from None
             if done is not None:
                 del self._flights[number]
                 if isinstance(done, Open):
@@ -272,15 +285,3 @@ def _content_length(head: bytes) -> int | None:
 def _first_line(answer: bytes) -> str:
     line = answer.split(b"\r\n", 1)[0][:200].decode("utf-8", "replace")
     return f"the server refused: {line}" if line else "the server closed the connection"
-
-
-def _too_many(error: OSError, opened: int) -> str:
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"no more than {opened} connections: this process may open no more files (ulimit -n)"
-    if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
-        return f"no more than {opened} connections: this machine has no free port left"
-    return _broken(error)
-
-
-def _broken(error: OSError) -> str:
-    return f"no connection: {error.strerror or error}"

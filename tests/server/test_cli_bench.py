@@ -147,7 +147,7 @@ def test_there_is_no_server(capsys: Capture) -> None:
     with wire_server() as server:
         port = server.port
     assert main(["bench", "--url", f"http://127.0.0.1:{port}", *QUICK]) == 1
-    assert "no connection: Connection refused" in capsys.readouterr().err
+    assert f"no connection to 127.0.0.1:{port}: Connection refused" in capsys.readouterr().err
 
 
 def test_tls_is_refused(capsys: Capture) -> None:
@@ -179,8 +179,8 @@ def test_what_cannot_be_done_is_said(
         (("--sessions", "0"), "a whole number from 1"),
         (("--rate", "nan"), "a number from"),
         (("--seconds", "0"), "a number from"),
-        (("--prefix", "$x"), "the beginning of a channel's name"),
-        (("--prefix", "a."), "the beginning of a channel's name"),
+        (("--prefix", "$x"), "parted by dots"),
+        (("--prefix", "a."), "parted by dots"),
         (("--url", "http://a", "--port", "1"), "leave --host and --port out"),
     ],
 )
