@@ -22,9 +22,12 @@ _SOON = 0.25
 # From this load on, items wait as long as the last flush took, so that many leave in one call per
 # session. The load is the part of the time that flushes would take if each push was sent as it
 # came, as a mean in which the last flush weighs a quarter: chance alone seldom brings a few items
-# that come closely behind each other so far.
+# that come closely behind each other so far. A flush counts as long as the shortest of late, which
+# creeps up to those that take longer: a machine that is slow for some of them makes nobody wait,
+# and flushes that waited, which take longer themselves, are no reason to wait on.
 _FULL = 0.85
 _WEIGHT = 0.25
+_CREEP = 1 / 32
 # Data that a flush joins at most, so that one call alone never meets the limit of unsent bytes.
 _JOIN_BYTES = 262_144
 # Publishers on this node wait while more is pending than that for each session, but no more than
@@ -76,6 +79,7 @@ class Fanout(Generic[Item]):
     __slots__ = (
         "_began",
         "_bytes",
+        "_cost",
         "_counted",
         "_duration",
         "_encode",
@@ -119,6 +123,7 @@ class Fanout(Generic[Item]):
         self._began = 0.0
         self._ended = 0.0
         self._duration = 0.0
+        self._cost = 0.0
         self._load = 0.0
         self._run: Iterator[None] | None = None
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -227,7 +232,7 @@ class Fanout(Generic[Item]):
             return
         items = self._take()
         before, self._began = self._began, self._loop.time()
-        needed, since_then = self._pushes * self._duration, self._began - before
+        needed, since_then = self._pushes * self._cost, self._began - before
         self._pushes = 0
         self._load += (min(1.0, needed / (since_then or 1.0)) - self._load) * _WEIGHT
         self._on_begin(items)
@@ -252,7 +257,9 @@ class Fanout(Generic[Item]):
             raise
         self._run = None
         self._ended = self._loop.time()
-        self._duration = self._ended - self._began
+        self._duration = taken = self._ended - self._began
+        longer = taken - self._cost
+        self._cost += longer * _CREEP if longer > 0.0 < self._cost else longer
         self._wake()
         if self._pending and self._timer is None:
             self._wait()

@@ -193,6 +193,20 @@ async def test_a_few_items_that_come_closely_by_chance_do_not_wait() -> None:
             assert on.begun[-1] == [f"e{number}"]
 
 
+async def test_a_machine_that_is_slow_for_a_while_makes_nobody_wait() -> None:
+    """A few long flushes made the next items wait, which then took longer and waited on."""
+    async with bench() as on:
+        (client,) = on.crowd(1)
+        due = on.loop.now
+        for number in range(30):
+            on.slow_sends(client, 0.0065 if number < 20 else 0.012)
+            due += 0.010
+            on.loop.advance(max(0.0, due - on.loop.now))
+            on.fanout.push([event(number)])
+            on.loop.turn()
+        assert on.begun == [[f"e{number}"] for number in range(30)]
+
+
 async def test_an_item_later_than_that_is_sent_at_once() -> None:
     async with bench() as on:
         (client,) = on.crowd(1)
