@@ -263,8 +263,6 @@ class Machine(RuleBasedStateMachine):
         self.compared()
         if tidy:
             self.run(self.rig.tidy())
-            for channel in self.kept.channels.values():
-                channel.floor_may_go |= self.rig.archived is not None and not channel.stored
         self.expire(must=tidy)
 
     def expire(self, *, must: bool) -> None:
@@ -408,8 +406,6 @@ class Machine(RuleBasedStateMachine):
                 assert found is None
                 continue
             assert found is not None
-            if channel.floor_may_go and not found.floor:
-                channel.floor = 0
             assert (found.top, found.floor) == (channel.top, channel.floor)
             assert entries(found.events) == channel.shown
             times = [event.time for event in found.events]
