@@ -79,6 +79,8 @@ class Machine(RuleBasedStateMachine):
         self.last_heard: dict[str, Position] = {}
         # Until when a lease may stand that is not the model's, or one be missing.
         self.leases: dict[str, float] = {}
+        # Whether the clock on the wall was set since time last passed, with sweeps.
+        self.stepped = False
         # Channels that may be counted, though they have lapsed (up to a sweep) or were lost.
         self.lapsed: set[str] = set()
         self.lost: set[str] = set()
@@ -263,6 +265,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.001, 1.0, 9.0, 11.0, 25.0, 41.0, 130.0]), tidy=st.booleans())
     def time_passes(self, seconds: float, tidy: bool) -> None:
         self.run(self.rig.advance(seconds))
+        self.stepped = False
         self.compared()
         if tidy:
             self.run(self.rig.tidy())
@@ -298,16 +301,19 @@ class Machine(RuleBasedStateMachine):
     @rule(wall_s=st.sampled_from([-5_000.0, 5_000.0]))
     def clock_steps(self, wall_s: float) -> None:
         self.rig.clock.wall_s += wall_s
+        self.stepped = True
 
-    @rule()
-    def restart(self) -> None:
-        """The node goes, and another comes."""
+    @rule(tidy=st.booleans())
+    def restart(self, tidy: bool) -> None:
+        """The node goes, and another comes, which may sweep before anybody asks."""
         for name in sorted(self.subscribed):
             self.unsubscribe(name)
         self.run(self.rig.restart())
         if not self.rig.lasting:
             self.kept = Kept()
         elif not self.rig.one_clock:
+            if tidy:
+                self.run(self.rig.tidy())
             self.come_again()
 
     def come_again(self) -> None:
@@ -315,8 +321,9 @@ class Machine(RuleBasedStateMachine):
         for name, channel in list(self.kept.channels.items()):
             channel.hide()
             if self.run(self.rig.broker.top(name)) is None:
-                # By the clock on the wall, which the disk goes by.
+                # The disk goes by the clock on the wall, which may have been set since a sweep.
                 assert not channel.stored
+                assert self.stepped or channel.touched + POSITION_TTL_S <= self.now
                 del self.kept.channels[name]
                 self.kept.forget(name)
         age_s = 2 * WINDOW_S

@@ -331,6 +331,24 @@ async def test_a_sweep_spares_what_is_in_memory(path: str) -> None:
         assert await rig.broker.top("a.b") is None
 
 
+async def test_a_position_before_the_first_event_outlives_a_sweep(path: str) -> None:
+    """A record without an event was as old as can be: the first sweep after a restart deleted it,
+    and with it the positions that its subscribers had."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        empty = await rig.broker.subscribe("a.empty")
+        assert await rig.broker.subscribe("a.forked") != empty
+        forked = await rig.broker.contradict(
+            "a.forked", Position((await rig.broker.subscribe("a.forked")).epoch, 5, "f" * 16)
+        )
+    clock.advance(6 * DAY_S)
+    async with opened(path, **options) as rig:
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        assert await rig.broker.subscribe("a.empty") == empty
+        assert await rig.broker.subscribe("a.forked") == forked
+
+
 async def test_closing_finishes_what_waits_and_then_refuses(path: str) -> None:
     rig = Rig(path)
     await rig.broker.start()
