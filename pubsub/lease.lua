@@ -10,7 +10,8 @@
 local now = clock(ARGV[1])
 local me, lasts = ARGV[2], tonumber(ARGV[3])
 if ARGV[4] == '0' then
-  if not redis.call('ZSCORE', KEYS[1], me) or redis.call('HEXISTS', KEYS[2], me) == 1 then
+  local till = tonumber(redis.call('ZSCORE', KEYS[1], me)) or 0
+  if till == 0 or redis.call('HEXISTS', KEYS[2], me) == 1 then
     return { 0 }
   end
 end

@@ -13,7 +13,7 @@ from typing import Final
 
 from pubsub.envelope import pack_member
 from pubsub.errors import BrokerUnavailable
-from pubsub.node_lease import NodeLease
+from pubsub.node_lease import NodeLease, generation_of
 from pubsub.presence import Member
 from pubsub.presence_scripts import PresenceScripts
 from pubsub.redis_channels import gather
@@ -156,7 +156,7 @@ class NodeEntries:
 
     async def _there(self, partition: int) -> dict[str, set[str]]:
         """Return the sessions that Redis holds of this node, by channel."""
-        entries = self._keys.entries(partition, await self._lease.hold())
+        entries = self._keys.entries(partition, generation_of(await self._lease.hold()))
         found: list[bytes] = []
         cursor = b"0"
         while True:
@@ -165,30 +165,45 @@ class NodeEntries:
             if cursor == b"0":
                 return _by_channel(found)[0]
 
-    async def sweep(self, generation: str, go_on: Callable[[], bool]) -> bool:
+    async def sweep(self, life: str, go_on: Callable[[], bool]) -> bool:
         """Remove all that a life of a node entered; False if it was to stop.
 
         Members that were entered anew since, under another generation, stay. Raises
         BrokerUnavailable.
         """
         for partition in range(self._keys.partitions):
-            entries = self._keys.entries(partition, generation)
+            entries = self._keys.entries(partition, generation_of(life))
+            keys = (entries, self._keys.lives(partition))
             while True:
                 if not go_on():
                     return False
-                found = await self._link.command("SRANDMEMBER", entries, _BATCH)
+                found = await self._link.run(self._scripts.left, keys, life, _BATCH)
                 if not found:
                     break
-                shares, junk = _by_channel(found)
+                shares, junk = _by_channel(sorted(found))
                 await gather(
                     [
-                        self._depart(channel, partition, generation, sessions)
+                        self._depart(channel, partition, life, sessions)
                         for channel, sessions in shares.items()
                     ]
                 )
                 if junk:
                     await self._link.command("SREM", entries, *junk)
         return True
+
+    async def adopt(self, partition: int) -> None:
+        """Let lives count as dead that have entries in a partition, but no lease.
+
+        A Redis that forgot the lease of a node takes entries under it until the node's next
+        heartbeat, which may never come. Raises BrokerUnavailable.
+        """
+        listed = self._keys.lives(partition)
+        lives = sorted(await self._link.command("SRANDMEMBER", listed, _BATCH))
+        junk = [life for life in lives if not _is_text(life)]
+        if junk:
+            await self._link.command("SREM", listed, *junk)
+        if lives := [life for life in lives if life not in junk]:
+            await self._link.run(self._scripts.adopt, self._keys.leases[:1], *lives)
 
     def _all(self) -> list[_Set]:
         return [kept for channels in self._sets for kept in channels.values()]
@@ -242,7 +257,7 @@ class NodeEntries:
             self._drop(kept)
 
     async def _tell(self, kept: _Set, sessions: list[str]) -> None:
-        generation = await self._lease.hold()
+        life = await self._lease.hold()
         parts: list[Part] = []
         gone: list[str] = []
         for session in sessions:
@@ -252,32 +267,34 @@ class NodeEntries:
             else:
                 parts += (session, pack_member(member))
         if parts:
-            keys = self._keys_of(kept.channel, kept.partition, generation)
+            keys = self._keys_of(kept.channel, kept.partition, life)
+            keys += (self._keys.lives(kept.partition),)
             head = (self._now(), kept.channel, self._keys.address(kept.channel), self._keys.send)
-            await self._link.run(self._scripts.enter, keys, *head, generation, *parts)
+            await self._link.run(self._scripts.enter, keys, *head, life, *parts)
         if gone:
-            await self._depart(kept.channel, kept.partition, generation, gone, whoever=True)
+            await self._depart(kept.channel, kept.partition, life, gone, whoever=True)
 
     async def _depart(
         self,
         channel: str,
         partition: int,
-        generation: str,
+        life: str,
         sessions: Iterable[str | bytes],
         *,
         whoever: bool = False,
     ) -> None:
-        """Remove members; only those of the generation, or (`whoever`) of any."""
+        """Remove members; only those of the life, or (`whoever`) of any."""
         await self._link.run(
             self._scripts.depart,
-            self._keys_of(channel, partition, generation),
+            self._keys_of(channel, partition, life),
             *(self._now(), channel, self._keys.address(channel), self._keys.send),
-            *("" if whoever else generation, KEEP_MS),
+            *("" if whoever else generation_of(life), KEEP_MS),
             *sessions,
         )
 
-    def _keys_of(self, channel: str, partition: int, generation: str) -> tuple[str, ...]:
-        return (*self._keys.presence(channel), self._keys.entries(partition, generation))
+    def _keys_of(self, channel: str, partition: int, life: str) -> tuple[str, ...]:
+        entries = self._keys.entries(partition, generation_of(life))
+        return (*self._keys.presence(channel), entries)
 
 
 def _by_channel(entries: Iterable[bytes]) -> tuple[dict[str, set[str]], list[bytes]]:
@@ -292,6 +309,14 @@ def _by_channel(entries: Iterable[bytes]) -> tuple[dict[str, set[str]], list[byt
         else:
             found.setdefault(channel, set()).add(session)
     return found, junk
+
+
+def _is_text(life: bytes) -> bool:
+    try:
+        life.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _finish(waiting: Iterable["asyncio.Future[None]"], failure: BrokerUnavailable | None) -> None:

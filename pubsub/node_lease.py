@@ -63,7 +63,7 @@ class NodeLease:
         self._one = asyncio.Lock()
 
     async def hold(self) -> str:
-        """Return the generation to enter under; raises BrokerUnavailable.
+        """Return the life to enter under; raises BrokerUnavailable.
 
         A node that was asleep learns here that its life has ended.
         """
@@ -71,7 +71,7 @@ class NodeLease:
             async with self._one:
                 if not self._is_trusted():
                     await self._beat()
-        return generation_of(self.life)
+        return self.life
 
     async def beat(self) -> None:
         """Renew the lease, or begin a new life if it is gone; raises BrokerUnavailable."""

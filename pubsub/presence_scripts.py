@@ -15,6 +15,8 @@ class PresenceScripts:
         shared = "".join(map(read_script, _SHARED))
         self.enter = Script("enter", shared + read_script("enter"))
         self.depart = Script("depart", shared + read_script("depart"))
+        self.left = Script("left", shared + read_script("left"))
+        self.adopt = Script("adopt", shared + read_script("adopt"))
         self.members = Script("members", shared + read_script("members"))
         self.versions = Script("versions", shared + read_script("versions"))
         self.lease = Script("lease", shared + read_script("lease"))

@@ -16,6 +16,7 @@
     {prefix:p<n>}:o:<channel>    sessions of the members in order (sorted set)
     {prefix:p<n>}:v:<channel>    version of the presence set
     {prefix:p<n>}:e:<generation> what one life of a node entered in the partition (set)
+    {prefix:p<n>}:lives          lives that have entries in the partition (set)
     {prefix:n}:leases            lives of nodes by when their lease ends (sorted set)
     {prefix:n}:claims            who cleans up behind a dead node (hash)
     {prefix:n}:archivists        nodes that archive by when their lease ends (sorted set)
@@ -112,6 +113,10 @@ class RedisKeys:
     def entries(self, partition: int, generation: str) -> str:
         """Return the key of what one life of a node entered in a partition."""
         return f"{self._tags[partition]}:e:{generation}"
+
+    def lives(self, partition: int) -> str:
+        """Return the key of the lives that have entries in a partition."""
+        return f"{self._tags[partition]}:lives"
 
     def node(self, name: str) -> str:
         """Return the pub/sub channel to one node."""

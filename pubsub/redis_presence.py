@@ -14,7 +14,7 @@ from typing import Any, Final
 from pubsub.envelope import read_member
 from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
 from pubsub.node_entries import KEEP_MS, NodeEntries
-from pubsub.node_lease import NodeLease, generation_of
+from pubsub.node_lease import NodeLease
 from pubsub.presence import Member, Members, PresenceChange, PresenceSink
 from pubsub.presence_cursor import read_cursor, write_cursor
 from pubsub.presence_scripts import PresenceScripts
@@ -65,7 +65,7 @@ class RedisPresence:
         )
         self._entries = NodeEntries(link, self._scripts, broker.keys, self.lease, self._now)
         self._next = random.randrange(self._keys.partitions)  # noqa: S311
-        # Generations of this node's earlier lives, to be swept.
+        # This node's earlier lives, to be swept.
         self._bygone: list[str] = []
         self._beat_soon = asyncio.Event()
         self._tend_soon = asyncio.Event()
@@ -99,6 +99,8 @@ class RedisPresence:
         try:
             async with asyncio.timeout(self._link.call_timeout_s):
                 await self._entries.remove_all()
+                if self.lease.life:
+                    self._bygone.append(self.lease.life)
                 await self._sweep_bygone()
                 # Nobody cleans up behind a lease that was given back: what is left now would stay.
                 await self.lease.end()
@@ -190,7 +192,7 @@ class RedisPresence:
     def _on_new_life(self, before: str) -> None:
         if before:
             _log.warning("the lease of this node was gone; its presence entries are made anew")
-            self._bygone.append(generation_of(before))
+            self._bygone.append(before)
         self._entries.doubt_all()
         self._tend_soon.set()
 
@@ -228,9 +230,7 @@ class RedisPresence:
         Raises BrokerUnavailable.
         """
         life = self.lease.claimed
-        if life and await self._entries.sweep(
-            generation_of(life), lambda: self.lease.claimed == life
-        ):
+        if life and await self._entries.sweep(life, lambda: self.lease.claimed == life):
             _log.info("the presence entries of a dead node were removed: %s", life)
             await self.lease.bury(life)
             # There may be more of them.
@@ -239,6 +239,7 @@ class RedisPresence:
         await self._entries.tell_doubtful()
         await self._entries.compare(self._next)
         await self._sweep_bygone()
+        await self._entries.adopt(self._next)
 
     async def _sweep_bygone(self) -> None:
         while self._bygone:

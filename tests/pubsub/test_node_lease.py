@@ -138,8 +138,8 @@ async def test_who_was_claimed_while_asleep_begins_a_new_life() -> None:
         await rig.pass_time(LEASE_S, other)
         assert other.claimed == before
         # It is asked for something before its heart beats.
-        generation = await asleep.hold()
-        assert asleep.life == f"{generation} n0" != before
+        life = await asleep.hold()
+        assert asleep.life == life != before
         assert rig.begun[-1] == before
         assert other.claimed == before
         await rig.pass_time(LEASE_S, asleep, other)
@@ -199,7 +199,7 @@ async def test_a_lease_needs_no_subscription() -> None:
             clock_ms=None,
         )
         broker.listener.break_off()
-        assert len(await lease.hold()) == 16
+        assert await lease.hold() == lease.life != ""
     finally:
         await broker.close()
 

@@ -215,7 +215,7 @@ async def tamper(server: RedisServer, node: PresenceNode) -> None:
     """Do as a fail-over does: forget the entry of s1, bring back the one of s9."""
     keys = node.broker.keys
     members, order, _ = keys.presence("a")
-    entries = keys.entries(keys.partition("a"), await node.store.lease.hold())
+    entries = keys.entries(keys.partition("a"), generation_of(await node.store.lease.hold()))
     stored = server.ask("HGET", members, "s1")
     server.ask("HDEL", members, "s1")
     server.ask("ZREM", order, "s1")

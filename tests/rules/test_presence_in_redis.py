@@ -69,8 +69,8 @@ async def test_rule_23_a_claimer_that_dies_in_the_middle_is_replaced(
         await claimer.store.lease.beat()
         assert claimer.store.lease.claimed == dead.store.lease.life
         left = iter([True] * (keys.partition("a") + 1))
-        generation = generation_of(dead.store.lease.life)
-        assert not await claimer.store._entries.sweep(generation, lambda: next(left, False))
+        life = dead.store.lease.life
+        assert not await claimer.store._entries.sweep(life, lambda: next(left, False))
         assert len(await other.sessions()) == 8
         await claimer.die()
         await rounds(clock, LEASE_S * 2, other)
@@ -248,6 +248,34 @@ async def test_rule_23_nodes_that_live_are_spared_when_redis_was_away(
         assert [node.store.lease.lives for node in nodes] == [1, 1, 1]
         await rounds(clock, 2 * LEASE_S, *nodes)
         assert await nodes[0].sessions() == ["s0", "s1", "s2"]
+
+
+@GONE
+async def test_rule_23_what_is_entered_under_a_lease_that_redis_forgot_goes_too(
+    server: RedisServer, keys: RedisKeys, clock: Clock
+) -> None:
+    """A node that trusted its lease entered members into a Redis that had forgotten everything, and
+    died before its next heartbeat. No lease told of them, so they stayed for ever.
+    """
+    async with open_presence_nodes(server, 2, **timed(clock, keys)) as (dead, other):
+        await other.watch("a")
+        await other.enter("stays")
+        await dead.enter("before")
+        await rounds(clock, LEASE_S, dead, other)
+        server.ask("DEL", *server.ask("KEYS", f"{{{keys.prefix}:*"))
+        life = dead.store.lease.life
+        await dead.enter("ghost")
+        await dead.die()
+        listed = keys.lives(keys.partition("a"))
+        server.ask("SADD", listed, b"\xff", "junk")
+        # The other one looks into one partition with each heartbeat.
+        await rounds(clock, LEASE_S * (keys.partitions / 3 + 2), other)
+        assert await other.sessions() == ["stays"]
+        await other.settle()
+        assert other.heard.short().count(("leave", "ghost")) == 1
+        assert server.ask("KEYS", f"*{keys.prefix}*:e:{life[:16]}") == []
+        assert set(server.ask("SMEMBERS", listed)) <= {other.store.lease.life.encode()}
+        assert server.ask("ZRANGE", keys.leases[0], 0, -1) == [other.store.lease.life.encode()]
 
 
 @GONE

@@ -131,7 +131,7 @@ class Caller:
             *([self._enter, self._depart, self._lease] * 2),
             *(self._members, self._versions, self._bury, self._open, self._leave, self._history),
             *(self._tops, self._contradict, self._purge, self._settle, self._share, self._backlog),
-            *(self._look, self._harm),
+            *(self._adopt, self._look, self._harm),
         ]
         return self.rng.choice(choices)()
 
@@ -145,14 +145,15 @@ class Caller:
         return [*KEYS.presence(channel), KEYS.entries(KEYS.partition(channel), generation)]
 
     def _enter(self) -> Any:
-        channel, generation = self.rng.choice(CHANNELS), self._life()[:16]
+        channel, life = self.rng.choice(CHANNELS), self._life()
         parts: list[Any] = []
         for number in self.rng.sample(range(5), self.rng.choice((1, 2))):
             name = f"s{number}"
             info = self.rng.choice((b"{}", b"1"))
             parts += (name, pack_member(Member(name, "u", info)))
-        head = (self.now, channel, KEYS.address(channel), "PUBLISH", generation)
-        return self.presence.enter, self._set(channel, generation), (*head, *parts)
+        head = (self.now, channel, KEYS.address(channel), "PUBLISH", life)
+        keys = [*self._set(channel, life[:16]), KEYS.lives(KEYS.partition(channel))]
+        return self.presence.enter, keys, (*head, *parts)
 
     def _depart(self) -> Any:
         channel, generation = self.rng.choice(CHANNELS), self._life()[:16]
@@ -177,6 +178,15 @@ class Caller:
         claimed = "" if take else self.rng.choice(("", self._life()))
         parts = (self.now, self._life(), 9_000, int(take), claimed)
         return self.presence.lease, KEYS.leases, parts
+
+    def _adopt(self) -> Any:
+        return self.presence.adopt, KEYS.leases[:1], (self._life(), self._life())
+
+    def _left(self) -> Any:
+        # Which of more it tells is the server's own chance.
+        life, partition = self._life(), self.rng.randrange(2)
+        keys = (KEYS.entries(partition, life[:16]), KEYS.lives(partition))
+        return self.presence.left, keys, (life, 1)
 
     def _bury(self) -> Any:
         return self.presence.bury, KEYS.leases, (self._life(), self._life())

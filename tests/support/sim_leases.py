@@ -240,22 +240,10 @@ class LeaseWorld:
 
     def crash(self) -> None:
         home = self.rng.choice(self.alive())
-        if not self._has_lease(home):
-            return
         home.alive = False
         home.process.dead = True
         self._bereave(home)
         self.start_node()
-
-    def _has_lease(self, home: Home) -> bool:
-        """Whether others can know of a node's life, so that they can clean up behind it.
-
-        Who enters after Redis forgot all, and dies before its next heartbeat, leaves what nobody
-        finds.
-        """
-        life = home.presence.lease.life
-        (score,) = self.store.look(("ZSCORE", self.keys.leases[0], life))
-        return score is not None or not self.course.wipes
 
     def _bereave(self, home: Home) -> None:
         for guest in self.guests:
@@ -353,6 +341,9 @@ class LeaseWorld:
         left += [
             str(key) for key in keys if b":e:" in key and key.rpartition(b":")[2] not in generations
         ]
+        for number in range(PARTITIONS):
+            (listed,) = self.store.look(("SMEMBERS", self.keys.lives(number)))
+            left += [str(life) for life in listed if life not in lives]
         return left
 
     # What must hold
