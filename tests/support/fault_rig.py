@@ -45,14 +45,21 @@ from pubsub.archive import Archive
 from pubsub.archive_url import parse_archive_url
 from pubsub.mongo_archive import MongoArchive
 from pubsub.sqlite_archive import SqliteArchive
-from recorded import KINDS, RecordedFollower, RecordedPublisher, RecordedStream, Recorder
+from recorded import (
+    KINDS,
+    RecordedFollower,
+    RecordedPublisher,
+    RecordedSocketPublisher,
+    RecordedStream,
+    Recorder,
+)
 from redis_sentinel import SentinelRig
 from redis_server import PACKAGED, RedisServer, find_packaged_server
 from small_disk import SmallDisk
 from stored import read_stored
 
 CHANNELS: Final = ("load.a", "load.b")
-HOWS: Final = ("id", "key", "batch")
+HOWS: Final = ("id", "key", "batch", "socket")
 # What presence may take: the lease of a node (2 s), a heartbeat of the others, and a busy machine.
 PRESENCE_S: Final = 8.0
 PATIENCE_S: Final = 30.0
@@ -75,6 +82,8 @@ ENVIRON: Final = {
     "GALECAST_DRAIN_RETRY_SPREAD_MS": "200",
     "GALECAST_SESSION_PING_S": "2",
     "GALECAST_LIMITS_KEY_PUBLISHES_PER_S": "0",
+    # A bad event in so many is refused, on one session over and over.
+    "GALECAST_LIMITS_ERRORS_PER_MINUTE": "0",
 }
 
 
@@ -98,7 +107,7 @@ class Setup:
     clock: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     clients: int = 5
-    publishers: int = 3
+    publishers: int = 4
     seed: int = 0
 
 
@@ -367,7 +376,8 @@ async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
         await until(lambda: all(map(is_there, rig.clients)))
         for number in range(setup.publishers):
             how = HOWS[number % len(HOWS)]
-            publisher = RecordedPublisher(rig.recorder, rig.urls, number, CHANNELS, how)
+            kind = RecordedSocketPublisher if how == "socket" else RecordedPublisher
+            publisher = kind(rig.recorder, rig.urls, number, CHANNELS, how)
             rig.publishers.append(publisher)
         yield rig
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from websockets import Subprotocol
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from checker.records import (
@@ -24,6 +26,7 @@ from fleet import KEY, make_token
 from fleet_clients import LOST, Follower, MsgpackFollower, StreamFollower, WebSocketFollower
 from fleet_http import Answer, Exchange
 from fleet_publishers import Publisher
+from one_session import JSON, decode, encode
 
 # How long a publisher waits for an answer before it asks another node.
 ATTEMPT_S: Final = 4.0
@@ -259,6 +262,43 @@ class RecordedPublisher(Publisher):
         self._drop()
         self._number += 1
         self.url = self._urls[self._number % len(self._urls)]
+
+
+class RecordedSocketPublisher(RecordedPublisher):
+    """The same over WebSocket: each `publish` waits for its `published`, or an `error`."""
+
+    _socket: ClientConnection | None = None
+    _ref = 0
+
+    async def _ask(self, events: list[dict[str, str]]) -> Answer | None:
+        self._ref += 1
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                if self._socket is None:
+                    self._socket = await connect(
+                        self.url.replace("http", "ws", 1) + "/v1/ws",
+                        subprotocols=[Subprotocol(JSON)],
+                        additional_headers={"Authorization": f"Bearer {KEY}"},
+                        compression=None,
+                        proxy=None,
+                    )
+                command = {"type": "publish", "ref": self._ref, **events[0]}
+                await self._socket.send(encode(JSON, command))
+                while True:
+                    message = decode(JSON, await self._socket.recv())
+                    if message.get("ref") == self._ref:
+                        break
+        except LOST:
+            self._drop()
+            return None
+        # As if HTTP had said so.
+        status = 200 if message["type"] == "published" else 400
+        return Answer(status, {}, json.dumps(message).encode())
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.transport.abort()
+            self._socket = None
 
 
 KINDS: Final[Sequence[Callable[..., RecordedFollower]]] = (
