@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import checker
-from broken_histories import PLANTED, changed, dump, later, made, places
+from broken_histories import PLANTED, changed, dump, later, made, places, skip_elsewhere
 from checker import check
 from checker.records import (
     Closed,
@@ -65,6 +65,14 @@ def test_a_history_is_the_same_in_a_file(tmp_path: Path) -> None:
         file.write('{"kind":"rumour","at":1}\n')
     with pytest.raises(msgspec.ValidationError):
         list(read_history(tmp_path / "history.jsonl"))
+
+
+def test_a_client_with_a_rate_may_be_sent_the_newest_only() -> None:
+    records = made(World())
+    skip_elsewhere(records)
+    assert rules(records) == {"gap", "lost"}
+    changed(records, 0, rated=("a2",))
+    assert rules(records) == set()
 
 
 # ---- each kind of violation

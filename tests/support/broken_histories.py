@@ -86,6 +86,30 @@ def conflate_in_silence(records: list[Record]) -> None:
     changed(records, place, skipped=1)
 
 
+def _rate(records: list[Record]) -> list[int]:
+    """Give client a2 a rate, skip one event for it as it may be; return where its others stand."""
+    scope = records[0]
+    assert isinstance(scope, Scope)
+    changed(records, 0, rated=("a2",))
+    skip_elsewhere(records)
+    return places(records, Delivery, client="a2")
+
+
+def miscount_for_a_rate(records: list[Record]) -> None:
+    changed(records, _rate(records)[-1], skipped=2)
+
+
+def withhold_the_newest_for_a_rate(records: list[Record]) -> None:
+    """All that comes is right, but for its end: what was acknowledged last never leaves."""
+    for place in reversed(_rate(records)[-2:]):
+        del records[place]
+
+
+def repeat_for_a_rate(records: list[Record]) -> None:
+    last = _rate(records)[-1]
+    records.insert(last + 1, records[last])
+
+
 def skip_elsewhere(records: list[Record]) -> None:
     last = places(records, Delivery, client="a2")[-1]
     changed(records, last, skipped=1)
@@ -310,6 +334,10 @@ PLANTED: list[tuple[Callable[[list[Record]], None], str]] = [
     (conflate_the_newest, "lost"),
     (conflate_in_silence, "gap"),
     (skip_elsewhere, "gap"),
+    (miscount_for_a_rate, "gap"),
+    (withhold_the_newest_for_a_rate, "lost"),
+    (repeat_for_a_rate, "order"),
+    (repeat_for_a_rate, "twice"),
     (repeat_at_once, "twice"),
     (repeat_at_once, "order"),
     (repeat_elsewhere, "twice"),

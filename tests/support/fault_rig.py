@@ -49,6 +49,7 @@ from recorded import (
     KINDS,
     RecordedFollower,
     RecordedPublisher,
+    RecordedRated,
     RecordedSocketPublisher,
     RecordedStream,
     Recorder,
@@ -129,6 +130,7 @@ class FaultRig:
         self.to_node: list[FaultProxy] = []
         self.clients: list[RecordedFollower] = []
         self.publishers: list[RecordedPublisher] = []
+        self.rated: list[str] = []
         self.rng = random.Random(setup.seed)
         # What the scope of the history will be, as far as the faults so far allow it.
         self.tellings = 0
@@ -140,10 +142,13 @@ class FaultRig:
         return [f"http://127.0.0.1:{proxy.port}" for proxy in self.to_node]
 
     def client(self, number: int) -> RecordedFollower:
-        """Let a client come; every third is a service over SSE, the others are users."""
+        """Let a client come; those over SSE are services, the others are users."""
         kind = KINDS[number % len(KINDS)]
         user = None if kind is RecordedStream else f"u{number}"
-        return kind(self.recorder, self.urls, CHANNELS, number, user)
+        client = kind(self.recorder, self.urls, CHANNELS, number, user)
+        if kind is RecordedRated:
+            self.rated.append(client.name)
+        return client
 
     # ---- what the load does
 
@@ -317,6 +322,7 @@ class FaultRig:
         """Return what the history is held to."""
         return Scope(
             archived=CHANNELS if self.setup.archive else (),
+            rated=tuple(self.rated),
             tellings=self.tellings,
             loses=self.loses,
             forgets=self.forgets,

@@ -177,6 +177,7 @@ class WebSocketFollower(Follower):
     """Over WebSocket, in one of the encodings."""
 
     subprotocol = JSON
+    max_rate_hz: float | None = None
 
     async def _stay(self) -> None:
         async with connect(
@@ -199,6 +200,8 @@ class WebSocketFollower(Follower):
                 }
                 if followed.since is not None:
                     command["since"] = followed.since
+                if self.max_rate_hz is not None:
+                    command["max_rate_hz"] = self.max_rate_hz
                 await socket.send(encode(self.subprotocol, command))
             async for payload in socket:
                 self.take(decode(self.subprotocol, payload))

@@ -151,6 +151,12 @@ class RecordedMsgpack(RecordedFollower, MsgpackFollower):
     """Over WebSocket, in MessagePack."""
 
 
+class RecordedRated(RecordedWebSocket):
+    """Over WebSocket, with a rate that leaves events out."""
+
+    max_rate_hz = 5.0
+
+
 class RecordedStream(RecordedFollower, StreamFollower):
     """Over Server-Sent Events."""
 
@@ -305,4 +311,5 @@ KINDS: Final[Sequence[Callable[..., RecordedFollower]]] = (
     RecordedWebSocket,
     RecordedMsgpack,
     RecordedStream,
+    RecordedRated,
 )

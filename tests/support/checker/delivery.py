@@ -23,7 +23,7 @@ def check_delivery(history: History) -> Iterator[Violation]:
 
 def _unbroken(history: History, thread: Thread) -> Iterator[Violation]:
     """Each event chains to the one before, and what resumes goes on where it was."""
-    conflates = thread.channel in history.scope.conflating
+    conflates = history.conflates(thread)
     session, top = "", None
     for record in thread.records:
         at = place(record.position)
@@ -90,7 +90,7 @@ def _complete(history: History, thread: Thread) -> Iterator[Violation]:
     got = {event.id for event, _at in thread.got()}
     tellings = list(thread.tellings())
     newest = dict[str, int]()
-    if thread.channel in history.scope.conflating:
+    if history.conflates(thread):
         newest = {at.epoch: at.offset for _event, at in thread.got()}
     for event in acknowledged(history, thread.channel):
         at = event.places[-1]

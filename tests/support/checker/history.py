@@ -177,6 +177,10 @@ class History:
             case Drained():
                 self.drained = record.at
 
+    def conflates(self, thread: Thread) -> bool:
+        """Say whether a thread is promised the newest event only."""
+        return thread.channel in self.scope.conflating or thread.client in self.scope.rated
+
     def channels(self) -> set[str]:
         """Return all channels that were published to or followed."""
         return {channel for channel, _id in self.events} | {c for _client, c in self.threads}

@@ -16,6 +16,7 @@ Outcome = Literal["acknowledged", "refused", "unknown"]
 class Scope(msgspec.Struct, tag_field="kind", tag="scope", frozen=True, kw_only=True):
     """What the history is held to; the first record, or all defaults.
 
+    `conflating` channels promise the newest event, and so does any to clients that are `rated`.
     `tellings`: how often a client may be told at most, for each channel, that events may be
     missing. `loses`: the faults may take acknowledged events with them, if everybody is told.
     `endings`: how many sessions of a client may end (None: any number). `presence_s`: how long
@@ -23,6 +24,7 @@ class Scope(msgspec.Struct, tag_field="kind", tag="scope", frozen=True, kw_only=
     """
 
     conflating: tuple[str, ...] = ()
+    rated: tuple[str, ...] = ()
     archived: tuple[str, ...] = ()
     tellings: int = 0
     loses: bool = False
