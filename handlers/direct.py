@@ -8,12 +8,13 @@ that reads the connection. What it means and how it is answered is the same code
 import re
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from http.client import responses
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from tornado.httputil import (
+    HTTPConnection,
     HTTPHeaders,
     HTTPMessageDelegate,
     HTTPServerRequest,
@@ -21,9 +22,8 @@ from tornado.httputil import (
     ResponseStartLine,
     format_timestamp,
 )
-from tornado.routing import Router
 
-from handlers.exchange import Callers, Exchange
+from handlers.exchange import Asked, Callers, Exchange, field
 from handlers.media import JSON
 from handlers.ndjson import is_stream
 from handlers.problem import PROBLEM_TYPE, Header, ProblemError
@@ -32,10 +32,30 @@ from server.errors import Unavailable
 from server.node import Node
 
 _has_body: Final = re.compile("0*[1-9][0-9]{0,18}").fullmatch
+# All others are for Tornado to judge.
+_is_plain_host: Final = re.compile("[A-Za-z0-9.-]+(?::[0-9]{1,5})?").fullmatch
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class DirectRouter(Router):
+class _Plain:
+    """What is asked without a query: all that a publish needs of Tornado's HTTPServerRequest.
+
+    That one parses the empty query and copies it, which costs more than to check the event.
+    """
+
+    __slots__ = ("headers", "host", "path", "remote_ip")
+
+    method = "POST"
+    query_arguments: Final[dict[str, list[bytes]]] = {}
+
+    def __init__(self, path: str, headers: HTTPHeaders, host: str, remote_ip: str | None) -> None:
+        self.path = path
+        self.headers = headers
+        self.host = host
+        self.remote_ip = remote_ip
+
+
+class DirectPublishing:
     """Takes the publishes that can go the short way, and leaves all else to other routes."""
 
     def __init__(self, node: Node, callers: Callers) -> None:
@@ -44,20 +64,40 @@ class DirectRouter(Router):
         self._second = 0
         self._date = ""
 
-    def find_handler(self, request: HTTPServerRequest, **_kwargs: Any) -> "DirectPublish | None":
-        """Return what serves a request, None if it is not one of these."""
-        if request.method != "POST" or request.path != PublishHandler.route:
+    def take(
+        self,
+        start_line: RequestStartLine,
+        headers: HTTPHeaders,
+        connection: HTTPConnection,
+        server_conn: object,
+    ) -> "DirectPublish | None":
+        """Return what serves a request, None if it is not one of these; raises HTTPInputError."""
+        method, uri, version = start_line
+        path, mark, _query = uri.partition("?")
+        if method != "POST" or path != PublishHandler.route or version != "HTTP/1.1":
             return None
-        headers = request.headers
-        length = headers.get("Content-Length", "")
+        length = field(headers, "Content-Length")
         # Without a body it would never be carried out; a list of lengths is for Tornado to judge.
         if (
-            not _has_body(length)
+            length is None
+            or not _has_body(length)
             or "Transfer-Encoding" in headers
-            or is_stream(request.method, request.path, headers)
+            or is_stream(method, path, headers)
         ):
             return None
-        return DirectPublish(self, request, int(length))
+        host = field(headers, "Host")
+        asked: Asked
+        if mark or host is None or not _is_plain_host(host):
+            asked = HTTPServerRequest(
+                connection=connection,
+                server_connection=server_conn,
+                start_line=start_line,
+                headers=headers,
+            )
+        else:
+            context = connection.context  # type: ignore[attr-defined]
+            asked = _Plain(path, headers, host, context.remote_ip)
+        return DirectPublish(self, asked, connection, int(length))
 
     def date(self) -> str:
         """Return the time for a header `Date`, written anew once a second."""
@@ -68,6 +108,19 @@ class DirectRouter(Router):
         return self._date
 
 
+def answer_bytes(status: int, headers: Iterable[Header], body: bytes) -> bytes:
+    """Return a response of HTTP/1.1 as it is sent; raises ValueError if a header breaks its line.
+
+    Tornado's `write_headers` looks for that in each line; here all are searched at once.
+    """
+    lines = [f"HTTP/1.1 {status} {responses[status]}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    head = "\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or "\r" in head:
+        raise ValueError("a header has a line break")
+    return head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body
+
+
 class DirectPublish(HTTPMessageDelegate):
     """One publish with a body of known length.
 
@@ -76,9 +129,12 @@ class DirectPublish(HTTPMessageDelegate):
     connection meanwhile; the answer is written when Tornado says that the request is whole.
     """
 
-    def __init__(self, router: DirectRouter, request: HTTPServerRequest, length: int) -> None:
-        self._router = router
-        self._request = request
+    def __init__(
+        self, publishing: DirectPublishing, asked: Asked, connection: HTTPConnection, length: int
+    ) -> None:
+        self._publishing = publishing
+        self._asked = asked
+        self._connection = connection
         self._left = length
         self._chunks: list[bytes] = []
         self._exchange: Exchange | None = None
@@ -102,9 +158,9 @@ class DirectPublish(HTTPMessageDelegate):
         return self._carry_out(body)
 
     async def _carry_out(self, body: bytes) -> None:
-        router = self._router
+        publishing = self._publishing
         exchange = self._exchange = Exchange(
-            router.node, router.callers, self._request, PublishHandler.route
+            publishing.node, publishing.callers, self._asked, PublishHandler.route
         )
         try:
             exchange.require_page()
@@ -125,18 +181,19 @@ class DirectPublish(HTTPMessageDelegate):
         """Answer; a client that went away meanwhile is not told, and counted all the same."""
         exchange = self._exchange
         assert exchange is not None  # noqa: S101 - the body came before its end
-        connection, body = self._request.connection, self._body
-        assert connection is not None  # noqa: S101 - a server's request has one
-        headers = HTTPHeaders()
-        headers["Content-Type"] = self._kind
-        headers["Date"] = self._router.date()
-        for name, value in exchange.headers():
-            headers[name] = value
-        for name, value in self._headers:
-            headers[name] = value
-        headers["Content-Length"] = str(len(body))
-        line = ResponseStartLine("HTTP/1.1", self._status, responses[self._status])
-        connection.write_headers(line, headers, body)
+        body = self._body
+        headers = [
+            ("Content-Type", self._kind),
+            ("Date", self._publishing.date()),
+            *exchange.headers(),
+            *self._headers,
+            ("Content-Length", str(len(body))),
+        ]
+        asked_for = field(self._asked.headers, "Connection")
+        if asked_for is not None and asked_for.lower() == "close":
+            headers.append(("Connection", "close"))
+        connection = self._connection
+        connection.write(answer_bytes(self._status, headers, body))
         connection.finish()
         exchange.ended(self._status)
 

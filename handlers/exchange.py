@@ -9,9 +9,9 @@ import random
 import re
 import time
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError
 
 from config.settings import Settings
@@ -47,6 +47,23 @@ def field(headers: HTTPHeaders, name: str) -> str | None:
     return headers[name] if name in headers else None
 
 
+class Asked(Protocol):
+    """What is asked for, of which Tornado's HTTPServerRequest knows more."""
+
+    @property
+    def method(self) -> str | None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def headers(self) -> HTTPHeaders: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def remote_ip(self) -> str | None: ...
+    @property
+    def query_arguments(self) -> dict[str, list[bytes]]: ...
+
+
 class Callers(NamedTuple):
     """From where requests may come: web pages, and proxies that are believed."""
 
@@ -80,9 +97,7 @@ class Exchange:
         "route",
     )
 
-    def __init__(
-        self, node: Node, callers: Callers, request: HTTPServerRequest, route: str
-    ) -> None:
+    def __init__(self, node: Node, callers: Callers, request: Asked, route: str) -> None:
         self.node = node
         self.request = request
         self.route = route

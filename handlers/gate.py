@@ -23,7 +23,7 @@ from tornado.web import Application
 
 from handlers.base import BaseHandler
 from handlers.cors import origin_headers
-from handlers.direct import DirectRouter
+from handlers.direct import DirectPublishing
 from handlers.exchange import Callers, request_id
 from handlers.http_server import UNWATCHED, Awaiting, Line
 from handlers.ndjson import is_stream
@@ -52,7 +52,7 @@ class GatedApplication(Application):
         super().__init__(list(rules), callers=callers, **settings)
         self.node = node
         self.callers = callers
-        self._direct = DirectRouter(node, callers) if publishing else None
+        self._direct = DirectPublishing(node, callers) if publishing else None
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection
@@ -64,12 +64,24 @@ class GatedApplication(Application):
             return HTTPMessageDelegate()
         return _Gate(self, server_conn, request_conn)
 
-    def route(self, request: HTTPServerRequest) -> HTTPMessageDelegate:
-        """Return what serves a request."""
+    def route(
+        self,
+        start_line: RequestStartLine,
+        headers: HTTPHeaders,
+        connection: HTTPConnection,
+        server_conn: object,
+    ) -> HTTPMessageDelegate:
+        """Return what serves a request; raises HTTPInputError."""
         if self._direct is not None:
-            found = self._direct.find_handler(request)
+            found = self._direct.take(start_line, headers, connection, server_conn)
             if found is not None:
                 return found
+        request = HTTPServerRequest(
+            connection=connection,
+            server_connection=server_conn,
+            start_line=start_line,
+            headers=headers,
+        )
         return self.find_handler(request)
 
 
@@ -102,17 +114,13 @@ class _Gate(HTTPMessageDelegate):
         if not self._may_come(start_line, headers):
             return None
         try:
-            request = HTTPServerRequest(
-                connection=self._connection,
-                server_connection=self._server_conn,
-                start_line=start_line,
-                headers=headers,
+            inner = self._inner = self._application.route(
+                start_line, headers, self._connection, self._server_conn
             )
         except HTTPInputError:
             self._counting = False
             self._refuse(BadRequest("the request is malformed"))
             return None
-        inner = self._inner = self._application.route(request)
         return inner.headers_received(start_line, headers)
 
     def _may_come(self, start_line: RequestStartLine, headers: HTTPHeaders) -> bool:

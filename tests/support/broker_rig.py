@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from config.rules import ChannelRule, ChannelRules
+from pubsub.archive import Query
 from pubsub.broker import Broker
 from pubsub.durable_broker import DurableBroker
 from pubsub.errors import PubSubError
@@ -27,6 +28,7 @@ from pubsub.redis_url import parse_redis_url
 from pubsub.sqlite_archive import SqliteArchive
 from redis_cluster import RedisCluster
 from redis_kinds import redis_params
+from redis_loss import RedisLoss
 from redis_server import RedisServer
 
 
@@ -86,7 +88,9 @@ class Rig:
     `settle` waits until the sink has heard all that was acknowledged; `advance` lets time pass;
     `tidy` makes the broker free what has expired. `one_clock` says that the wall clock is the only
     one: a step of it is time that passes. `lapses`: a channel is forgotten when it was idle for
-    long.
+    long. `restart` closes the broker and opens another one over what was kept: channels, if it is
+    `lasting`. `archived` reads all events of a channel, where they are archived; `loss` takes data
+    away from where it is kept.
     """
 
     broker: Broker
@@ -95,8 +99,12 @@ class Rig:
     settle: Callable[[], AbstractAsyncContextManager[None]]
     advance: Callable[[float], Coroutine[Any, Any, None]]
     tidy: Callable[[], Coroutine[Any, Any, None]]
+    restart: Callable[[], Coroutine[Any, Any, None]]
     one_clock: bool = False
     lapses: bool = True
+    lasting: bool = True
+    archived: Callable[[str], Coroutine[Any, Any, list[Event]]] | None = None
+    loss: RedisLoss | None = None
 
     async def publish(self, *drafts: Draft) -> list[Published]:
         """Publish, wait for the sink, and return the answers, all of which must be positions."""
@@ -133,16 +141,21 @@ async def open_memory_rig(
     position_ttl_s: float = 604_800.0,
 ) -> AsyncIterator[Rig]:
     clock = Clock()
-    broker = MemoryBroker(
-        ChannelRules(rules),
-        max_channels=max_channels,
-        idempotency_window_s=idempotency_window_s,
-        position_ttl_s=position_ttl_s,
-        now=clock.wall,
-        monotonic=clock.monotonic,
-    )
     notes = Notes()
-    broker.bind(notes)
+
+    def open_broker() -> MemoryBroker:
+        broker = MemoryBroker(
+            ChannelRules(rules),
+            max_channels=max_channels,
+            idempotency_window_s=idempotency_window_s,
+            position_ttl_s=position_ttl_s,
+            now=clock.wall,
+            monotonic=clock.monotonic,
+        )
+        broker.bind(notes)
+        return broker
+
+    broker = open_broker()
 
     async def advance(seconds: float) -> None:
         clock.advance(seconds)
@@ -151,8 +164,14 @@ async def open_memory_rig(
         while broker.sweep(100) >= 100:
             pass
 
+    async def restart() -> None:
+        nonlocal broker
+        await broker.close()
+        rig.broker = broker = open_broker()
+
+    rig = Rig(broker, notes, clock, _at_once, advance, tidy, restart, lasting=False)
     try:
-        yield Rig(broker, notes, clock, _at_once, advance, tidy)
+        yield rig
     finally:
         await broker.close()
 
@@ -166,18 +185,21 @@ async def open_durable_rig(
     position_ttl_s: float = 604_800.0,
 ) -> AsyncIterator[Rig]:
     clock = Clock()
-    with TemporaryDirectory(prefix="archive-") as folder:
+    notes = Notes()
+    temporary = TemporaryDirectory(prefix="archive-")
+    all_rules = ChannelRules(
+        [replace(rule, archive=True) for rule in rules], ChannelRule(match=">", archive=True)
+    )
+
+    def open_broker() -> tuple[SqliteArchive, DurableBroker]:
         ledger = SqliteArchive(
-            f"{folder}/archive.db",
+            f"{temporary.name}/archive.db",
             keep_ids_s=2 * idempotency_window_s,
             position_ttl_s=position_ttl_s,
             clock_ms=lambda: round(clock.wall_s * 1000),
         )
         broker = DurableBroker(
-            ChannelRules(
-                [replace(rule, archive=True) for rule in rules],
-                ChannelRule(match=">", archive=True),
-            ),
+            all_rules,
             ledger,
             max_channels=max_channels,
             idempotency_window_s=idempotency_window_s,
@@ -185,23 +207,47 @@ async def open_durable_rig(
             now=clock.wall,
             monotonic=clock.monotonic,
         )
-        notes = Notes()
         broker.bind(notes)
+        return ledger, broker
 
-        async def advance(seconds: float) -> None:
-            clock.advance(seconds)
+    ledger, broker = open_broker()
 
-        async def tidy() -> None:
-            while broker.sweep(100) >= 100:
-                pass
-            while await ledger.sweep(round(clock.wall_s * 1000), 100) >= 100:
-                pass
+    async def advance(seconds: float) -> None:
+        clock.advance(seconds)
 
-        try:
-            await broker.start()
-            yield Rig(broker, notes, clock, _at_once, advance, tidy, lapses=False)
-        finally:
-            await broker.close()
+    async def tidy() -> None:
+        while broker.sweep(100) >= 100:
+            pass
+        while await ledger.sweep(round(clock.wall_s * 1000), 100) >= 100:
+            pass
+
+    async def restart() -> None:
+        nonlocal ledger, broker
+        await broker.close()
+        ledger, broker = open_broker()
+        rig.broker = broker
+        await broker.start()
+
+    async def archived(channel: str) -> list[Event]:
+        return await ledger.read(Query(channel=channel, limit=1_000))
+
+    rig = Rig(
+        broker,
+        notes,
+        clock,
+        _at_once,
+        advance,
+        tidy,
+        restart,
+        lapses=False,
+        archived=archived,
+    )
+    try:
+        await broker.start()
+        yield rig
+    finally:
+        await broker.close()
+        temporary.cleanup()
 
 
 def redis_broker(
@@ -242,16 +288,23 @@ async def _open_redis_rig(
     position_ttl_s: float = 604_800.0,
 ) -> AsyncIterator[Rig]:
     clock = Clock()
-    broker = redis_broker(
-        server,
-        rules,
-        max_channels=max_channels,
-        idempotency_window_s=idempotency_window_s,
-        position_ttl_s=position_ttl_s,
-        clock_ms=lambda: round(clock.wall_s * 1000),
-    )
     notes = Notes()
-    broker.bind(notes)
+    keys = RedisKeys(f"t{secrets.token_hex(8)}")
+
+    def open_broker() -> RedisBroker:
+        broker = redis_broker(
+            server,
+            rules,
+            keys=keys,
+            max_channels=max_channels,
+            idempotency_window_s=idempotency_window_s,
+            position_ttl_s=position_ttl_s,
+            clock_ms=lambda: round(clock.wall_s * 1000),
+        )
+        broker.bind(notes)
+        return broker
+
+    broker = open_broker()
 
     @asynccontextmanager
     async def settle() -> AsyncIterator[None]:
@@ -266,10 +319,23 @@ async def _open_redis_rig(
             await broker.compare()
         clock.advance(max(0.0, seconds))
 
+    async def tidy() -> None:
+        await broker.sweep()
+
+    async def restart() -> None:
+        nonlocal broker
+        await broker.close()
+        rig.broker = broker = open_broker()
+        rig.loss = RedisLoss(broker)
+        await broker.start()
+        await ready(broker)
+
+    rig = Rig(broker, notes, clock, settle, advance, tidy, restart, one_clock=True)
+    rig.loss = RedisLoss(broker)
     try:
         await broker.start()
         await ready(broker)
-        yield Rig(broker, notes, clock, settle, advance, broker.sweep, one_clock=True)
+        yield rig
     finally:
         await broker.close()
 

@@ -556,9 +556,13 @@ async def open_delivery_rig(
     members_per_reply: int = 100,
     tick_s: float = 0.5,
     archive_path: str = "",
+    waits: bool = False,
     **broker_options: Any,
 ) -> AsyncIterator[DeliveryRig]:
-    """Open a node; with `archive_path` its channels are in an archive too, if a rule says so."""
+    """Open a node; with `archive_path` its channels are in an archive too, if a rule says so.
+
+    Pauses only give others a turn, unless it `waits`.
+    """
     loop = asyncio.get_running_loop()
     limits = LimitSettings(
         session_commands_per_s=0,
@@ -599,7 +603,7 @@ async def open_delivery_rig(
         new_id=lambda: f"s{next(ids)}",
         archive=archive,
         linger_s=linger_s,
-        sleep=sleeps,
+        sleep=asyncio.sleep if waits else sleeps,
     )
     hub = node.hub
     try:

@@ -1,8 +1,8 @@
-"""A real Redis in a simulated world: its scripts run as they are, its networks as the seed says.
+"""A Redis in a simulated world: the product's scripts run as they are, networks as the seed says.
 
-The world talks to it on one blocking connection, so a command is carried out at the very step in
-which it arrives, at the world's time. Between that and the nodes lie lines, on which pipelines,
-answers and messages travel, are late, or are lost.
+It is one in memory (`memory_redis`), or a real one on one blocking connection: either way a command
+is carried out at the very step in which it arrives, at the world's time. Between that and the nodes
+lie lines, on which pipelines, answers and messages travel, are late, or are lost.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -26,6 +26,19 @@ from sim_scheduler import Line, Process, Scheduler
 _ASK_TIMEOUT_S = 2.0
 _READ_BYTES = 65_536
 _END = b"all was answered"
+
+
+class Server(Protocol):
+    """What carries commands out at once; `pushed` holds what they published, in order."""
+
+    pushed: list[tuple[bytes, bytes]]
+
+    def begin(self, pattern: str) -> None:
+        """A world begins, whose pub/sub channels fit a pattern; no script is known."""
+
+    def ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]: ...
+
+    def end(self, pattern: str) -> None: ...
 
 
 class Wire:
@@ -58,6 +71,13 @@ class Wire:
             else:
                 answers.append(_read(answer))
 
+    def begin(self, pattern: str) -> None:
+        self.pushed.clear()
+        self.ask([("SCRIPT", "FLUSH"), ("PSUBSCRIBE", pattern)])
+
+    def end(self, pattern: str) -> None:
+        self.ask([("PUNSUBSCRIBE", pattern)])
+
     def close(self) -> None:
         self._socket.close()
 
@@ -74,7 +94,7 @@ def _read(answer: Any) -> Any:
 class SimRedis:
     """The server as the nodes of a world have it; under one prefix, which the world owns."""
 
-    def __init__(self, scheduler: Scheduler, wire: Wire, prefix: str, faults: Faults) -> None:
+    def __init__(self, scheduler: Scheduler, wire: Server, prefix: str, faults: Faults) -> None:
         self.scheduler = scheduler
         self.rng: random.Random = scheduler.rng
         self.faults = faults
@@ -85,9 +105,8 @@ class SimRedis:
         self.published: list[tuple[bytes, bytes]] = []
         self._wire = wire
         self._pattern = f"{{{prefix}:*"
-        wire.pushed.clear()
         # Each run meets a server that knows no script.
-        wire.ask([("SCRIPT", "FLUSH"), ("PSUBSCRIBE", self._pattern)])
+        wire.begin(self._pattern)
 
     def ask(self, *commands: tuple[Part, ...]) -> list[Any]:
         """Carry commands out at once, and send what they publish on its way."""
@@ -116,7 +135,7 @@ class SimRedis:
             self._wire.ask([("DEL", *cast(list[Any], keys))])
 
     def close(self) -> None:
-        self._wire.ask([("PUNSUBSCRIBE", self._pattern)])
+        self._wire.end(self._pattern)
         self.wipe()
 
 

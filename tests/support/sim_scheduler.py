@@ -19,11 +19,13 @@ import random
 import secrets
 import selectors
 import time
+import weakref
+from asyncio import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 WALL_S = 1_700_000_000.0
@@ -55,17 +57,9 @@ class Clock:
 
 
 class _NeverWaits(selectors.SelectSelector):
-    """Ends a run of its loop after some turns, or when it would wait, and notes for how long."""
-
-    loop: "VirtualLoop"
-    timeout: float | None = None
-    turns = 1
+    """Has nothing for its loop, and lets it go on."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        self.turns -= 1
-        if self.turns <= 0 or timeout != 0:
-            self.timeout = timeout
-            self.loop.stop()
         return []
 
 
@@ -74,9 +68,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, clock: Clock) -> None:
         self._sim_clock = clock
-        self.selector = _NeverWaits()
-        self.selector.loop = self
-        super().__init__(self.selector)
+        self.inner = cast(Any, self)
+        # All tasks of all loops, which `asyncio.all_tasks` looks through, are very many.
+        self._born: list[weakref.ref[asyncio.Task[Any]]] = []
+        super().__init__(_NeverWaits())
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **options)
+        self._born.append(weakref.ref(task))
+        return task
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Return those that have not ended."""
+        found = [task for each in self._born if (task := each()) and not task.done()]
+        self._born = [weakref.ref(task) for task in found]
+        return found
 
     def time(self) -> float:
         return self._sim_clock.monotonic()
@@ -92,32 +98,42 @@ class Process:
         self.stalled = False
         self.dead = False
         self._clock = scheduler.clock
-        self._due = 0.0
+        # When the next turn makes sense.
+        self.due = 0.0
 
     def call(self, work: Callable[..., object], *args: Any) -> None:
         """Let something arrive from outside: it is done in the process's next turn."""
         if not self.dead:
             self.loop.call_soon(work, *args)
-            self._due = 0.0
-
-    def due(self) -> float:
-        """When the next turn makes sense."""
-        return inf if self.stalled or self.dead else self._due
+            self.due = 0.0
 
     def turn(self, turns: int = 1) -> None:
         """One turn of the loop, or some in which nothing arrives."""
-        selector = self.loop.selector
-        selector.turns = turns
+        inner = self.loop.inner
         # A world in which turns take no time may stand still, a moment before a timer is due.
         self._clock.now += _TURN_S
-        self.loop.run_forever()
-        timeout = selector.timeout
-        self._due = inf if timeout is None else self._clock.now + timeout if timeout else 0.0
+        # As `run_forever` does, which takes longer than a turn.
+        _set_running_loop(self.loop)
+        try:
+            for _ in range(turns):
+                inner._run_once()
+                if not inner._ready:
+                    break
+        finally:
+            _set_running_loop(None)
+        if inner._ready:
+            self.due = 0.0
+        elif inner._scheduled:
+            first = inner._scheduled[0]
+            # The loop lets go of what was cancelled in its next turn.
+            self.due = 0.0 if first.cancelled() else first.when()
+        else:
+            self.due = inf
 
     def end(self) -> None:
         """Cancel all that is left, and close the loop."""
         for _ in range(50):
-            tasks = asyncio.all_tasks(self.loop)
+            tasks = self.loop.tasks()
             if not tasks:
                 break
             for task in tasks:
@@ -204,7 +220,8 @@ class Scheduler:
         dice = rng.random()
         if dice < self.hurry:
             clock.now += rng.choice((0.0005, 0.005, 0.05, 0.5))
-        ready = [each for each in self.processes if each.due() <= clock.now]
+        now = clock.now
+        ready = [p for p in self.processes if p.due <= now and not (p.stalled or p.dead)]
         if busy and (not ready or dice < 0.5):
             place = int(rng.random() * len(busy))
             line = busy[place]
@@ -218,7 +235,7 @@ class Scheduler:
             # A loop may have had several turns before the next message comes.
             ready[int(rng.random() * len(ready))].turn(1 if dice < 0.75 else 6)
         elif not any(not line.held for line in busy):
-            due = min((each.due() for each in self.processes), default=inf)
+            due = min((p.due for p in self.processes if not (p.stalled or p.dead)), default=inf)
             clock.now = due if due < inf else clock.now + 0.1
 
     def run(self, steps: int) -> None:

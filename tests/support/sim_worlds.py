@@ -8,8 +8,10 @@ from multiprocessing.util import Finalize
 from typing import Any, Final, Protocol
 
 from redis_server import RedisServer
+from sim_archive import archive_world
 from sim_delivery import delivery_world
 from sim_leases import lease_world
+from sim_presence import presence_world
 from sim_redis import Wire
 
 
@@ -40,14 +42,12 @@ def wire() -> Wire:
     return Wire(server)
 
 
-def leases(seed: int) -> AbstractContextManager[Run]:
-    return lease_world(seed, wire())
-
-
 WORLDS: Final[dict[str, Callable[[int], AbstractContextManager[Run]]]] = {
     "delivery": delivery_world,
-    "leases": leases,
+    "leases": lease_world,
+    "archive": archive_world,
+    "presence": presence_world,
 }
 
-# How many seeds are run of each if nobody says. Each call of the leases' is one to a real server.
-SEEDS: Final = {"delivery": 2_000, "leases": 200}
+# How many seeds are run of each if nobody says; the nodes of presence's are whole.
+SEEDS: Final = {"delivery": 2_000, "leases": 2_000, "archive": 2_000, "presence": 200}

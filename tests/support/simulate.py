@@ -1,6 +1,6 @@
 """Runs seeds of the simulated worlds, and tells which of them broke the promise.
 
-    python tests/support/simulate.py [delivery|leases] [--seeds N] [--first 0] [--jobs 2]
+    python tests/support/simulate.py [WORLD...] [--seeds N] [--first 0] [--jobs 2]
 
 The same seed is the same run, on any machine: times, chance and the order of things come from the
 seed alone. One that failed is seen again with `--first SEED --seeds 1`, and then with its trace.
@@ -8,6 +8,7 @@ The exit code is 1 if one failed.
 """
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,20 @@ class Result:
         self.failures += other.failures
 
 
+@cache
+def spare_collector() -> None:
+    """Let what was imported be left alone: each world is full of cycles, and to look takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 5, 100)
+
+
 def run_piece(world: str, seeds: Iterable[int], story: bool = False) -> Result:
     """Run some seeds of a world."""
     # Not before this is a process of its own.
     from sim_worlds import WORLDS
+
+    spare_collector()
 
     result = Result()
     for seed in seeds:
@@ -93,8 +104,8 @@ def run_seeds(world: str, first: int, count: int, jobs: int) -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("worlds", nargs="*", help="delivery, leases (default: all)")
-    parser.add_argument("--seeds", type=int, help="how many of each (2000, of leases 200)")
+    parser.add_argument("worlds", nargs="*", help="those of sim_worlds.py (default: all)")
+    parser.add_argument("--seeds", type=int, help="how many of each (2000, of presence 200)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
     jobs = min(2, os.cpu_count() or 1)
     parser.add_argument("--jobs", type=int, default=jobs, help=f"processes ({jobs})")

@@ -6,8 +6,7 @@ Each entry of tests/rules/mutations.toml is applied alone to a copy of the produ
 tests of its rule are run: one of them must fail. The exit code is 1 if none does, if the tests fail
 without any change, or if an entry no longer fits the source.
 
-With `--simulation` the simulation of delivery has to notice instead, of those entries that it runs
-into: all of the rules of delivery but those in scripts and brokers of Redis.
+With `--simulation` a simulated world has to notice instead, of those entries that one runs into.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,10 +35,30 @@ TESTS: Final = ("tests/rules", "tests/pubsub/test_wait_replicas.py")
 COPIED: Final = ("config", "handlers", "pubsub", "server", "static", "tests/conftest.py")
 SUPPORT: Final = ("tests/support", "pyproject.toml")
 
-# What the simulation of delivery runs into, and seeds that are to notice.
-SIMULATED: Final = (1, 2, 3, 8, 9, 10, 11, 12, 13, 15)
-_SIMULATED_FILES: Final = ("server/", "pubsub/heard.py", "pubsub/redis_watch.py")
-_SEEDS: Final = 500
+# What the simulated worlds run into: rules, and what stands for them.
+SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
+    "delivery": (
+        (1, 2, 3, 8, 9, 10, 11, 12, 13, 15),
+        ("server/", "pubsub/heard.py", "pubsub/redis_watch.py"),
+    ),
+    "leases": (
+        (23,),
+        ("pubsub/lease.lua", "pubsub/depart.lua", "pubsub/redis_presence.py", "pubsub/node_lease"),
+    ),
+    "archive": (
+        (1, 26, 27),
+        (
+            *("pubsub/publish.lua", "pubsub/purge.lua", "pubsub/collect.lua", "pubsub/queue.lua"),
+            *("pubsub/share.lua", "pubsub/archivist.py"),
+        ),
+    ),
+    "presence": (
+        (23, 24),
+        ("server/", "pubsub/versions.lua", "pubsub/redis_presence.py", "pubsub/redis_watch.py"),
+    ),
+}
+# Seeds that are to notice.
+_SEEDS: Final = {"delivery": 500, "leases": 1_000, "archive": 500, "presence": 150}
 
 # Tests that hang are not tests that fail.
 LIMIT_S: Final = 60.0
@@ -167,25 +186,36 @@ def judge_by_simulation(mutation: Mutation, products: "SimpleQueue[Path]") -> Ve
     """Say what the simulation makes of a rule's being gone."""
     product = products.get()
     program = product / "tests/support/simulate.py"
-    command = [sys.executable, str(program), "delivery", "--seeds", str(_SEEDS), "--jobs", "1"]
     try:
         with applied(mutation, product):
-            done = subprocess.run(
-                command, cwd=product, capture_output=True, text=True, timeout=4 * LIMIT_S
-            )
+            for world in worlds_of(mutation):
+                command = [sys.executable, str(program), world, "--jobs", "1"]
+                done = subprocess.run(
+                    [*command, "--seeds", str(_SEEDS[world])],
+                    cwd=product,
+                    capture_output=True,
+                    text=True,
+                    timeout=4 * LIMIT_S,
+                )
+                if done.returncode != 0:
+                    said = done.stdout.splitlines()
+                    found = [line for line in said if "Error" in line or "Stuck(" in line]
+                    why = found[0] if found else done.stderr.strip().rpartition("\n")[2]
+                    return Verdict(f"world: {world}", why)
     except subprocess.TimeoutExpired:
         return Verdict(why="NO VERDICT: out of time")
     finally:
         products.put(product)
-    if done.returncode == 0:
-        return Verdict()
-    found = [line for line in done.stdout.splitlines() if "Error" in line or "Stuck" in line]
-    return Verdict("simulation", found[0] if found else done.stderr.strip().rpartition("\n")[2])
+    return Verdict()
 
 
-def is_simulated(mutation: Mutation) -> bool:
-    """Say whether the simulation of delivery runs into what a mutation changes."""
-    return mutation.rule in SIMULATED and mutation.file.startswith(_SIMULATED_FILES)
+def worlds_of(mutation: Mutation) -> list[str]:
+    """Return the simulated worlds that run into what a mutation changes."""
+    return [
+        world
+        for world, (rules, files) in SIMULATED.items()
+        if mutation.rule in rules and mutation.file.startswith(files)
+    ]
 
 
 def report(mutations: Sequence[Mutation], jobs: int, *, simulation: bool = False) -> int:
@@ -197,7 +227,10 @@ def report(mutations: Sequence[Mutation], jobs: int, *, simulation: bool = False
             copy_product(product)
             products.put(product)
         rules = " or ".join(f"test_rule_{rule:02}" for rule in {each.rule for each in mutations})
-        code, said = run_tests(product, f"({rules}) and not cluster", ALL_LIMIT_S)
+        code: int | None = 0
+        said = ""
+        if not simulation:
+            code, said = run_tests(product, f"({rules}) and not cluster", ALL_LIMIT_S)
         if code != 0:
             print(said, "The tests fail, with all rules in.", sep="\n")
             return 1
@@ -219,11 +252,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rule", type=int, help="only this one")
     parser.add_argument("--jobs", type=int, default=3, help="how many at a time (default: 3)")
-    parser.add_argument("--simulation", action="store_true", help="let the simulation notice")
+    parser.add_argument("--simulation", action="store_true", help="let a simulated world notice")
     asked = parser.parse_args()
     mutations = [each for each in read_table() if asked.rule in (None, each.rule)]
     if asked.simulation:
-        mutations = [each for each in mutations if is_simulated(each)]
+        mutations = [each for each in mutations if worlds_of(each)]
     if faults := [fault for each in mutations if (fault := each.fault())]:
         print("\n".join(faults))
         return 1
