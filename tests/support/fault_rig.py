@@ -54,6 +54,7 @@ from recorded import (
     RecordedStream,
     Recorder,
 )
+from redis_cluster import RedisCluster
 from redis_sentinel import SentinelRig
 from redis_server import PACKAGED, RedisServer, find_packaged_server
 from small_disk import SmallDisk
@@ -92,8 +93,9 @@ ENVIRON: Final = {
 class Setup:
     """What a rig is made of: see the fields' defaults for the usual one.
 
-    `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies) or "none"
-    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk.
+    `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies), "cluster"
+    (three masters, each with a replica; without proxies) or "none" (one node, which keeps
+    everything in memory). `aof`: what Redis acknowledged is on disk.
     `archive`: there is one, in SQLite or (`database`) in a MongoDB. `disk`: whose disk is small,
     "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the first).
     """
@@ -124,6 +126,7 @@ class FaultRig:
         self.disk: SmallDisk | None = None
         self.clock: FakeClock | None = None
         self.sentinels: SentinelRig | None = None
+        self.cluster: RedisCluster | None = None
         self.redis: RedisServer
         self.nodes: list[Node] = []
         self.to_redis: list[MutingProxy] = []
@@ -395,6 +398,10 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
         stack.callback(rig.sentinels.close)
         await asyncio.to_thread(rig.sentinels.start)
         rig.redis = rig.sentinels.master
+    elif setup.redis == "cluster":
+        rig.cluster = RedisCluster(replicas=True)
+        stack.callback(rig.cluster.close)
+        await asyncio.to_thread(rig.cluster.start)
     elif setup.redis == "one":
         lines = [line for line in redis_lines() if not line.startswith("append")]
         before: Sequence[str] = ()
@@ -431,6 +438,8 @@ async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
     for number in range(setup.nodes):
         if rig.sentinels is not None:
             broker_url = rig.sentinels.url
+        elif rig.cluster is not None:
+            broker_url = rig.cluster.url
         else:
             broker_url = rig.to_redis[number].url if rig.to_redis else "memory://"
         environ = {**ENVIRON, **setup.environ}

@@ -40,8 +40,10 @@ _FELT: Final = {
     "to redis held": ("publishers",),
     "to redis swallowed up": ("publishers",),
     "to redis swallowed back": ("publishers",),
+    "to redis swallowed": ("publishers",),
     "to nodes swallowed up": ("clients",),
     "to nodes swallowed back": ("clients",),
+    "to nodes swallowed": ("clients",),
     "to nodes reset": ("clients",),
     "to nodes half closed": ("clients",),
     "to nodes refused": ("clients",),
@@ -60,6 +62,7 @@ def _network(where: str, which: Callable[[FaultRig], Iterable[FaultProxy]]) -> l
 _ARCHIVED: Final = Setup(archive=True)
 _DATABASE: Final = Setup(archive=True, database=True)
 _SENTINEL: Final = Setup(redis="sentinel")
+_CLUSTER: Final = Setup(redis="cluster")
 _ALONE: Final = Setup(redis="none", nodes=1, archive=True)
 
 
@@ -80,6 +83,7 @@ FAULTS: Final = (
     Kind(name="node stopped", harms="nodes", run=faults.node_stopped),
     Kind(name="nodes stall", harms="nodes", run=faults.nodes_stall),
     Kind(name="redis killed", harms="redis", felt=("publishers",), run=faults.redis_killed),
+    Kind(name="redis terminated", harms="redis", felt=("publishers",), run=faults.redis_terminated),
     Kind(
         name="redis emptied",
         harms="redis",
@@ -125,6 +129,25 @@ FAULTS: Final = (
         felt=("told",),
         setup=_SENTINEL,
     ),
+    Kind(
+        name="cluster failed over",
+        harms="redis",
+        felt=("publishers",),
+        run=faults.cluster_failed_over,
+        tellings=1,
+        loses=True,
+        setup=_CLUSTER,
+    ),
+    Kind(
+        name="cluster master frozen",
+        harms="redis",
+        felt=("publishers",),
+        run=faults.cluster_master_frozen,
+        tellings=1,
+        loses=True,
+        setup=_CLUSTER,
+    ),
+    Kind(name="slots moved", harms="redis", run=faults.slots_moved, setup=_CLUSTER),
     Kind(
         name="redis disk full",
         harms="redis",
