@@ -64,6 +64,8 @@ CHANNELS: Final = ("load.a", "load.b")
 HOWS: Final = ("id", "key", "batch", "socket")
 # What presence may take: the lease of a node (2 s), a heartbeat of the others, and a busy machine.
 PRESENCE_S: Final = 8.0
+# How long after a fault a session may still turn out to be cut: two pings, and a busy machine.
+CUTS_S: Final = 8.0
 PATIENCE_S: Final = 30.0
 # After so long without a new event, none is on its way into the archive any more.
 _QUIET_S: Final = 8.0
@@ -329,6 +331,7 @@ class FaultRig:
             tellings=self.tellings,
             loses=self.loses,
             forgets=self.forgets,
+            cuts_s=CUTS_S,
             presence_s=PRESENCE_S,
         )
 

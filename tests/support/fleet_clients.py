@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Final
 
 from websockets import Subprotocol
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from fleet import KEY, make_token
@@ -178,6 +178,8 @@ class WebSocketFollower(Follower):
 
     subprotocol = JSON
     max_rate_hz: float | None = None
+    # What the connection was closed with, 1006 where it was cut, 0 while it is not closed.
+    code = 0
 
     async def _stay(self) -> None:
         async with connect(
@@ -190,21 +192,27 @@ class WebSocketFollower(Follower):
             open_timeout=10,
             close_timeout=1,
         ) as socket:
-            numbers = count(1)
-            for channel, followed in self.channels.items():
-                command: dict[str, Any] = {
-                    "type": "subscribe",
-                    "ref": next(numbers),
-                    "channel": channel,
-                    "presence": self.presence,
-                }
-                if followed.since is not None:
-                    command["since"] = followed.since
-                if self.max_rate_hz is not None:
-                    command["max_rate_hz"] = self.max_rate_hz
-                await socket.send(encode(self.subprotocol, command))
-            async for payload in socket:
-                self.take(decode(self.subprotocol, payload))
+            try:
+                await self._follow(socket)
+            finally:
+                self.code = socket.close_code or 0
+
+    async def _follow(self, socket: ClientConnection) -> None:
+        numbers = count(1)
+        for channel, followed in self.channels.items():
+            command: dict[str, Any] = {
+                "type": "subscribe",
+                "ref": next(numbers),
+                "channel": channel,
+                "presence": self.presence,
+            }
+            if followed.since is not None:
+                command["since"] = followed.since
+            if self.max_rate_hz is not None:
+                command["max_rate_hz"] = self.max_rate_hz
+            await socket.send(encode(self.subprotocol, command))
+        async for payload in socket:
+            self.take(decode(self.subprotocol, payload))
 
 
 class MsgpackFollower(WebSocketFollower):

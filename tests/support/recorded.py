@@ -32,6 +32,8 @@ from one_session import JSON, decode, encode
 ATTEMPT_S: Final = 4.0
 # From here on close codes say that a client is to stay away.
 STAY_AWAY: Final = 4500
+# No close frame came: the connection is open, it was cut, or only its stream of bytes has ended.
+CUT: Final = (0, 1005, 1006)
 
 
 class Recorder:
@@ -59,6 +61,8 @@ class RecordedFollower(Follower):
     channels, and records who it sees there.
     """
 
+    code = 0
+
     def __init__(
         self,
         recorder: Recorder,
@@ -72,10 +76,14 @@ class RecordedFollower(Follower):
         self._urls = urls
         self._number = number
         self._user = user
+        # What the server said that the session ends with, and whether it said that it does.
+        self._said, self._told = 0, False
         super().__init__(urls[0], None, channels, user=user)
 
     def on_begin(self) -> None:
         super().on_begin()
+        self.code = self._said = 0
+        self._told = False
         if self._user is not None:
             self.bearer = make_token(self._user)
         self.url = self._urls[self._number % len(self._urls)]
@@ -96,7 +104,10 @@ class RecordedFollower(Follower):
         if not self.session and not last:
             return
         about = {"client": self.name, "session": self.session}
-        self._recorder.add(Closed, last=last, reason=reason, **about)
+        code = self._said if self.code in CUT else self.code
+        if self._said not in (0, code):
+            self._strange(f"was to be closed with {self._said}, and was with {code}")
+        self._recorder.add(Closed, last=last, code=code, told=self._told, reason=reason, **about)
         if self.presence:
             for channel in self.channels:
                 self._recorder.add(Seen, client=self.name, channel=channel, members=None)
@@ -122,6 +133,10 @@ class RecordedFollower(Follower):
                 self._recorder.add(Subscribed, position=place, recovered=recovered, **about)
                 if self.presence:
                     self._recorder.add(Present, channel=channel, member=self.session, here=True)
+            case "closing":
+                self._said, self._told = message["code"], True
+            case "error":
+                self._told = True
             case "expiring":
                 # It comes back with a new token.
                 return
