@@ -25,6 +25,7 @@ import pytest
 from checker import Violation, check
 from checker.records import (
     Closed,
+    Delivery,
     Drained,
     Dump,
     Fault,
@@ -51,6 +52,7 @@ from recorded import (
     RecordedPublisher,
     RecordedRated,
     RecordedSocketPublisher,
+    RecordedStalling,
     RecordedStream,
     Recorder,
 )
@@ -61,6 +63,8 @@ from small_disk import SmallDisk
 from stored import read_stored
 
 CHANNELS: Final = ("load.a", "load.b")
+# The one of which only the newest event is promised, where a rig has it.
+CONFLATED: Final = "load.newest"
 HOWS: Final = ("id", "key", "batch", "socket")
 # What presence may take: the lease of a node (2 s), a heartbeat of the others, and a busy machine.
 PRESENCE_S: Final = 8.0
@@ -77,6 +81,13 @@ match = ">"
 history_size = 20000
 presence = true
 archive = {archive}
+"""
+_CONFLATED_RULE: Final = f"""
+[[channels]]
+match = "{CONFLATED}"
+history_size = 20000
+presence = true
+slow = "conflate"
 """
 ENVIRON: Final = {
     "GALECAST_BROKER_CALL_TIMEOUT_S": "1.5",
@@ -100,6 +111,7 @@ class Setup:
     everything in memory). `aof`: what Redis acknowledged is on disk.
     `archive`: there is one, in SQLite or (`database`) in a MongoDB. `disk`: whose disk is small,
     "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the first).
+    `conflates`: there is a channel more, which conflates and has large events.
     """
 
     nodes: int = 2
@@ -110,6 +122,7 @@ class Setup:
     database: bool = False
     disk: str = ""
     clock: str = ""
+    conflates: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     clients: int = 5
     publishers: int = 4
@@ -146,13 +159,25 @@ class FaultRig:
         """Where clients and publishers go."""
         return [f"http://127.0.0.1:{proxy.port}" for proxy in self.to_node]
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What is published to and followed."""
+        return (*CHANNELS, CONFLATED) if self.setup.conflates else CHANNELS
+
     def client(self, number: int) -> RecordedFollower:
         """Let a client come; those over SSE are services, the others are users."""
         kind = KINDS[number % len(KINDS)]
         user = None if kind is RecordedStream else f"u{number}"
-        client = kind(self.recorder, self.urls, CHANNELS, number, user)
+        client = kind(self.recorder, self.urls, self.channels, number, user)
         if kind is RecordedRated:
             self.rated.append(client.name)
+        return client
+
+    def stalling(self) -> RecordedStalling:
+        """Let a client come that can stop reading; what it reads comes straight from a node."""
+        urls = [f"http://127.0.0.1:{node.port}" for node in self.nodes]
+        client = RecordedStalling(self.recorder, urls, self.channels, 0, None)
+        self.clients.append(client)
         return client
 
     # ---- what the load does
@@ -218,7 +243,7 @@ class FaultRig:
         await asyncio.gather(*(each.close() for each in self.publishers))
         with suppress(AssertionError):
             await until(self._all_live, PATIENCE_S)
-        tops = {channel: await self.top(channel) for channel in CHANNELS}
+        tops = {channel: await self.top(channel) for channel in self.channels}
         with suppress(AssertionError):
             await until(lambda: self._all_at(tops), PATIENCE_S)
         with suppress(AssertionError):
@@ -228,9 +253,9 @@ class FaultRig:
             for line in node.log.splitlines():
                 if '"level":"error"' in line or "Traceback" in line:
                     self.recorder.add(Strange, who=node.name, text=line)
-        for channel in CHANNELS:
+        for channel in self.channels:
             await self._dump_history(channel)
-            if self.setup.archive:
+            if self.setup.archive and channel in CHANNELS:
                 await self._dump_archive(channel)
 
     def _all_live(self) -> bool:
@@ -326,6 +351,7 @@ class FaultRig:
     def scope(self) -> Scope:
         """Return what the history is held to."""
         return Scope(
+            conflating=(CONFLATED,) if self.setup.conflates else (),
             archived=CHANNELS if self.setup.archive else (),
             rated=tuple(self.rated),
             tellings=self.tellings,
@@ -336,13 +362,18 @@ class FaultRig:
         )
 
     def felt(self) -> set[str]:
-        """Return how what happened was felt: by publishers, by clients, by telling them."""
+        """Return how what happened was felt: by publishers, by clients, by telling them.
+
+        "skipped": events were left out for a client that has no rate.
+        """
         found = set()
         for record in self.recorder.records:
             if isinstance(record, Publish) and record.outcome == "unknown":
                 found.add("publishers")
             elif isinstance(record, Closed):
                 found.add("clients")
+            elif isinstance(record, Delivery) and record.client not in self.rated:
+                found |= {"skipped"} if record.skipped else set()
             elif isinstance(record, Reset) or getattr(record, "recovered", None) is False:
                 found.add("told")
         return found
@@ -389,7 +420,8 @@ async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
         for number in range(setup.publishers):
             how = HOWS[number % len(HOWS)]
             kind = RecordedSocketPublisher if how == "socket" else RecordedPublisher
-            publisher = kind(rig.recorder, rig.urls, number, CHANNELS, how)
+            heavy = (CONFLATED,)
+            publisher = kind(rig.recorder, rig.urls, number, rig.channels, how, heavy)
             rig.publishers.append(publisher)
         yield rig
 
@@ -430,7 +462,8 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
 
 async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
     setup = rig.setup
-    config = settings_file(rig.folder, _RULE.format(archive=str(setup.archive).lower()))
+    rule = _RULE.format(archive=str(setup.archive).lower())
+    config = settings_file(rig.folder, (_CONFLATED_RULE if setup.conflates else "") + rule)
     before: Sequence[str] = ()
     if rig.disk is not None and setup.disk == "archive":
         rig.archive_path = rig.disk.path / "archive.db"

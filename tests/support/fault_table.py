@@ -22,7 +22,8 @@ class Kind:
     `tellings`: how often each client may be told at most that events may be missing. `loses`: it
     may take acknowledged events with it, if that is told. `forgets`: the recent history may begin
     later. `felt`: who has to notice, lest nothing
-    was harmed: "publishers", "clients" (their sessions end), "told". `setup`: the rig it takes.
+    was harmed: "publishers", "clients" (their sessions end), "told", "skipped" (events are left
+    out for those without a rate). `setup`: the rig it takes.
     """
 
     name: str
@@ -70,6 +71,14 @@ FAULTS: Final = (
     *_network("to redis", lambda rig: [rig.rng.choice(rig.to_redis)]),
     *_network("to nodes", lambda rig: [rig.rng.choice(rig.to_node)]),
     Kind(name="clients wander", harms="clients", felt=("clients",), run=faults.clients_wander),
+    Kind(
+        name="client stops reading",
+        harms="clients",
+        felt=("skipped",),
+        run=faults.client_stops_reading,
+        # One that does not read does not answer to pings either.
+        setup=Setup(conflates=True, environ={"GALECAST_SESSION_PING_S": "20"}),
+    ),
     Kind(name="answers of redis lost", harms="network", run=faults.publishes_answers_lost),
     Kind(
         name="answers of nodes lost",

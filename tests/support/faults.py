@@ -19,6 +19,8 @@ from pubsub.redis_keys import RedisKeys
 
 # Longer than the lease of a node (2 s) lasts.
 _BEYOND_LEASE_S: Final = 3.0
+# So many events fill the buffers of a connection that is not read.
+_FAR_MORE: Final = 500
 
 
 # ---- the network
@@ -166,6 +168,18 @@ async def clients_wander(rig: FaultRig) -> None:
     for each in them:
         await rig.tried(1)
         await each.depart()
+
+
+async def client_stops_reading(rig: FaultRig) -> None:
+    """Until far more has come than any kernel keeps; then it reads on."""
+    client = rig.stalling()
+    await until(lambda: is_there(client))
+    await rig.flow(2)
+    client.reading.clear()
+    before = rig.recorder.acknowledged
+    # A third of them are large.
+    await until(lambda: rig.recorder.acknowledged >= before + _FAR_MORE)
+    client.reading.set()
 
 
 # ---- processes

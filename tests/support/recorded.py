@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from websockets import Subprotocol
@@ -172,6 +172,20 @@ class RecordedRated(RecordedWebSocket):
     max_rate_hz = 5.0
 
 
+class RecordedStalling(RecordedWebSocket):
+    """Over WebSocket; it reads while `reading` is set, and has buffers that hold little."""
+
+    narrow = True
+
+    def __init__(self, *about: Any) -> None:
+        self.reading = asyncio.Event()
+        self.reading.set()
+        super().__init__(*about)
+
+    async def before_reading(self) -> None:
+        await self.reading.wait()
+
+
 class RecordedStream(RecordedFollower, StreamFollower):
     """Over Server-Sent Events."""
 
@@ -179,13 +193,16 @@ class RecordedStream(RecordedFollower, StreamFollower):
 # A bad one in so many events of a publisher; it is to be refused, and never to come.
 BAD_ONE_IN: Final = 9
 BATCH: Final = 4
+# What is added to the data of events that are heavy.
+PADDING: Final = "." * 2_000
 
 
 class RecordedPublisher(Publisher):
     """A publisher that records, and asks another of `urls` when one does not answer well.
 
     `how` as in `Publisher`, or "batch": arrays of events with ids. What is not answered with
-    200 or refused for good is sent again with the same id until it is.
+    200 or refused for good is sent again with the same id until it is. Events of the channels
+    `heavy` are large.
     """
 
     def __init__(
@@ -195,8 +212,10 @@ class RecordedPublisher(Publisher):
         number: int,
         channels: Sequence[str],
         how: str,
+        heavy: Collection[str] = (),
     ) -> None:
         self._recorder = recorder
+        self._heavy = heavy
         self._urls = urls
         self._number = number
         # How often it tried, and how many times it had a good answer.
@@ -222,6 +241,9 @@ class RecordedPublisher(Publisher):
             ]
         elif int(name[-6:]) % BAD_ONE_IN == BAD_ONE_IN - 1:
             events[0]["tags"] = {"number": 1}  # type: ignore[assignment]
+        for event in events:
+            if event["channel"] in self._heavy:
+                event["data"] += PADDING
         began = self._recorder.now
         self.attempts += 1
         answer = await self._ask(events)
