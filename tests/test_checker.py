@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import checker
-from broken_histories import PLANTED, changed, dump, later, made, places
+from broken_histories import PLANTED, changed, dump, later, made, places, skip_elsewhere
 from checker import check
 from checker.records import (
     Closed,
@@ -65,6 +65,14 @@ def test_a_history_is_the_same_in_a_file(tmp_path: Path) -> None:
         file.write('{"kind":"rumour","at":1}\n')
     with pytest.raises(msgspec.ValidationError):
         list(read_history(tmp_path / "history.jsonl"))
+
+
+def test_a_client_with_a_rate_may_be_sent_the_newest_only() -> None:
+    records = made(World())
+    skip_elsewhere(records)
+    assert rules(records) == {"gap", "lost"}
+    changed(records, 0, rated=("a2",))
+    assert rules(records) == set()
 
 
 # ---- each kind of violation
@@ -162,6 +170,44 @@ def test_what_was_lost_with_an_epoch_was_told() -> None:
     changed(kept, 0, loses=False)
     del kept[places(kept, Publish, id=lost[1])[0]]
     assert rules(kept)
+
+
+def test_an_event_may_stand_in_both_branches_of_an_epoch_that_is_over() -> None:
+    """A master that was replaced wakes: it sends out at one place what is acknowledged at another.
+
+    A publish waited in it, and was sent again to the master that had taken over meanwhile.
+    """
+    world = World()
+    channel, a1 = world.channels["a"], world.clients[0]
+    world.publish("a", "acknowledged")
+    world.deliver(a1)
+    before = channel.top
+    world.publish("a", "unknown")
+    world.deliver(a1)
+    _place, event_id, data = channel.kept.pop()
+    first = next(each for each in world.records if getattr(each, "id", "") == event_id)
+    channel.kept.append((channel.top, event_id, data))
+    # The branch of the new master has another event first.
+    channel.top = before
+    world.publish("a", "acknowledged")
+    again = channel.add(event_id, data)
+    assert isinstance(first, Publish)
+    world.add(
+        Publish,
+        began=world.now,
+        publisher="p",
+        channel="a",
+        id=event_id,
+        data=data,
+        outcome="acknowledged",
+        position=again,
+    )
+    world.fork(channel)
+    channel.kept = [each for each in channel.kept if each[1] != event_id or each[0] == again]
+    records = world.finish()
+    assert check(records) == []
+    changed(records, 0, loses=False)
+    assert "id" in rules(records)
 
 
 def test_a_gap_in_the_archive_that_is_told_is_none() -> None:

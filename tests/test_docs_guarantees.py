@@ -99,6 +99,7 @@ def test_what_the_scenarios_assert_is_what_is_told(row: Row, kind: Kind) -> None
     assert ("told" in events) is (kind.tellings > 0)
     assert ("once" in events) is (kind.tellings == 1)
     assert events.startswith("gone") is ("told" in kind.felt)
+    assert ("the newest" in events) is ("skipped" in kind.felt) is kind.setup.conflates
     assert ("some publishes fail" in events) is ("publishers" in kind.felt)
     assert ("in an epoch" in row.said("duplicates")) is (kind.tellings > 0)
     assert ("in each epoch" in row.said("order")) is kind.loses

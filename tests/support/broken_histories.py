@@ -86,6 +86,30 @@ def conflate_in_silence(records: list[Record]) -> None:
     changed(records, place, skipped=1)
 
 
+def _rate(records: list[Record]) -> list[int]:
+    """Give client a2 a rate, skip one event for it as it may be; return where its others stand."""
+    scope = records[0]
+    assert isinstance(scope, Scope)
+    changed(records, 0, rated=("a2",))
+    skip_elsewhere(records)
+    return places(records, Delivery, client="a2")
+
+
+def miscount_for_a_rate(records: list[Record]) -> None:
+    changed(records, _rate(records)[-1], skipped=2)
+
+
+def withhold_the_newest_for_a_rate(records: list[Record]) -> None:
+    """All that comes is right, but for its end: what was acknowledged last never leaves."""
+    for place in reversed(_rate(records)[-2:]):
+        del records[place]
+
+
+def repeat_for_a_rate(records: list[Record]) -> None:
+    last = _rate(records)[-1]
+    records.insert(last + 1, records[last])
+
+
 def skip_elsewhere(records: list[Record]) -> None:
     last = places(records, Delivery, client="a2")[-1]
     changed(records, last, skipped=1)
@@ -286,6 +310,43 @@ def end_a_session(records: list[Record]) -> None:
     changed(records, 0, endings=0)
 
 
+def _close(records: list[Record], at: float, **fields: object) -> None:
+    """Let a session of client a2 end where the history has come to its end, at some time."""
+    (place,) = places(records, Drained)
+    session = records[places(records, Delivery, client="a2")[-1]]
+    assert isinstance(session, Delivery)
+    closed = Closed(at=at, client="a2", session=session.session)
+    records.insert(place, msgspec.structs.replace(closed, **fields))
+
+
+def end_before_any_fault(records: list[Record]) -> None:
+    """By a code that is documented, and told; but nothing had happened."""
+    _close(records, 0, code=4001, told=True)
+
+
+def _at_the_end(records: list[Record]) -> float:
+    (place,) = places(records, Drained)
+    return records[place].at
+
+
+def end_by_a_failure(records: list[Record]) -> None:
+    _close(records, _at_the_end(records), code=1011, told=True)
+
+
+def end_for_good(records: list[Record]) -> None:
+    """Nobody did what a client is told to stay away for."""
+    _close(records, _at_the_end(records), code=4504, told=True)
+
+
+def end_untold(records: list[Record]) -> None:
+    _close(records, _at_the_end(records), code=4001)
+
+
+def end_long_after_a_fault(records: list[Record]) -> None:
+    later(records, 60)
+    _close(records, _at_the_end(records))
+
+
 def never_come_back(records: list[Record]) -> None:
     (place,) = places(records, Drained)
     session = records[places(records, Delivery, client="a2")[-1]]
@@ -310,6 +371,10 @@ PLANTED: list[tuple[Callable[[list[Record]], None], str]] = [
     (conflate_the_newest, "lost"),
     (conflate_in_silence, "gap"),
     (skip_elsewhere, "gap"),
+    (miscount_for_a_rate, "gap"),
+    (withhold_the_newest_for_a_rate, "lost"),
+    (repeat_for_a_rate, "order"),
+    (repeat_for_a_rate, "twice"),
     (repeat_at_once, "twice"),
     (repeat_at_once, "order"),
     (repeat_elsewhere, "twice"),
@@ -339,6 +404,11 @@ PLANTED: list[tuple[Callable[[list[Record]], None], str]] = [
     (reset_for_ever, "resets"),
     (begin_anew, "resets"),
     (end_a_session, "endings"),
+    (end_before_any_fault, "endings"),
+    (end_by_a_failure, "endings"),
+    (end_for_good, "endings"),
+    (end_untold, "endings"),
+    (end_long_after_a_fault, "endings"),
     (never_come_back, "absent"),
     (answer_strangely, "strange"),
     (never_end, "drained"),

@@ -25,6 +25,7 @@ import pytest
 from checker import Violation, check
 from checker.records import (
     Closed,
+    Delivery,
     Drained,
     Dump,
     Fault,
@@ -45,16 +46,30 @@ from pubsub.archive import Archive
 from pubsub.archive_url import parse_archive_url
 from pubsub.mongo_archive import MongoArchive
 from pubsub.sqlite_archive import SqliteArchive
-from recorded import KINDS, RecordedFollower, RecordedPublisher, RecordedStream, Recorder
+from recorded import (
+    KINDS,
+    RecordedFollower,
+    RecordedPublisher,
+    RecordedRated,
+    RecordedSocketPublisher,
+    RecordedStalling,
+    RecordedStream,
+    Recorder,
+)
+from redis_cluster import RedisCluster
 from redis_sentinel import SentinelRig
 from redis_server import PACKAGED, RedisServer, find_packaged_server
 from small_disk import SmallDisk
 from stored import read_stored
 
 CHANNELS: Final = ("load.a", "load.b")
-HOWS: Final = ("id", "key", "batch")
+# The one of which only the newest event is promised, where a rig has it.
+CONFLATED: Final = "load.newest"
+HOWS: Final = ("id", "key", "batch", "socket")
 # What presence may take: the lease of a node (2 s), a heartbeat of the others, and a busy machine.
 PRESENCE_S: Final = 8.0
+# How long after a fault a session may still turn out to be cut: two pings, and a busy machine.
+CUTS_S: Final = 8.0
 PATIENCE_S: Final = 30.0
 # After so long without a new event, none is on its way into the archive any more.
 _QUIET_S: Final = 8.0
@@ -67,6 +82,13 @@ history_size = 20000
 presence = true
 archive = {archive}
 """
+_CONFLATED_RULE: Final = f"""
+[[channels]]
+match = "{CONFLATED}"
+history_size = 20000
+presence = true
+slow = "conflate"
+"""
 ENVIRON: Final = {
     "GALECAST_BROKER_CALL_TIMEOUT_S": "1.5",
     "GALECAST_ARCHIVE_CALL_TIMEOUT_S": "1",
@@ -75,6 +97,8 @@ ENVIRON: Final = {
     "GALECAST_DRAIN_RETRY_SPREAD_MS": "200",
     "GALECAST_SESSION_PING_S": "2",
     "GALECAST_LIMITS_KEY_PUBLISHES_PER_S": "0",
+    # A bad event in so many is refused, on one session over and over.
+    "GALECAST_LIMITS_ERRORS_PER_MINUTE": "0",
 }
 
 
@@ -82,10 +106,12 @@ ENVIRON: Final = {
 class Setup:
     """What a rig is made of: see the fields' defaults for the usual one.
 
-    `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies) or "none"
-    (one node, which keeps everything in memory). `aof`: what Redis acknowledged is on disk.
+    `redis`: "one", "sentinel" (a master, a replica and three Sentinels; without proxies), "cluster"
+    (three masters, each with a replica; without proxies) or "none" (one node, which keeps
+    everything in memory). `aof`: what Redis acknowledged is on disk.
     `archive`: there is one, in SQLite or (`database`) in a MongoDB. `disk`: whose disk is small,
     "redis" or "archive"; `clock`: whose clock may jump, "redis" or "node" (the first).
+    `conflates`: there is a channel more, which conflates and has large events.
     """
 
     nodes: int = 2
@@ -96,9 +122,10 @@ class Setup:
     database: bool = False
     disk: str = ""
     clock: str = ""
+    conflates: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     clients: int = 5
-    publishers: int = 3
+    publishers: int = 4
     seed: int = 0
 
 
@@ -114,12 +141,14 @@ class FaultRig:
         self.disk: SmallDisk | None = None
         self.clock: FakeClock | None = None
         self.sentinels: SentinelRig | None = None
+        self.cluster: RedisCluster | None = None
         self.redis: RedisServer
         self.nodes: list[Node] = []
         self.to_redis: list[MutingProxy] = []
         self.to_node: list[FaultProxy] = []
         self.clients: list[RecordedFollower] = []
         self.publishers: list[RecordedPublisher] = []
+        self.rated: list[str] = []
         self.rng = random.Random(setup.seed)
         # What the scope of the history will be, as far as the faults so far allow it.
         self.tellings = 0
@@ -130,11 +159,26 @@ class FaultRig:
         """Where clients and publishers go."""
         return [f"http://127.0.0.1:{proxy.port}" for proxy in self.to_node]
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What is published to and followed."""
+        return (*CHANNELS, CONFLATED) if self.setup.conflates else CHANNELS
+
     def client(self, number: int) -> RecordedFollower:
-        """Let a client come; every third is a service over SSE, the others are users."""
+        """Let a client come; those over SSE are services, the others are users."""
         kind = KINDS[number % len(KINDS)]
         user = None if kind is RecordedStream else f"u{number}"
-        return kind(self.recorder, self.urls, CHANNELS, number, user)
+        client = kind(self.recorder, self.urls, self.channels, number, user)
+        if kind is RecordedRated:
+            self.rated.append(client.name)
+        return client
+
+    def stalling(self) -> RecordedStalling:
+        """Let a client come that can stop reading; what it reads comes straight from a node."""
+        urls = [f"http://127.0.0.1:{node.port}" for node in self.nodes]
+        client = RecordedStalling(self.recorder, urls, self.channels, 0, None)
+        self.clients.append(client)
+        return client
 
     # ---- what the load does
 
@@ -199,7 +243,7 @@ class FaultRig:
         await asyncio.gather(*(each.close() for each in self.publishers))
         with suppress(AssertionError):
             await until(self._all_live, PATIENCE_S)
-        tops = {channel: await self.top(channel) for channel in CHANNELS}
+        tops = {channel: await self.top(channel) for channel in self.channels}
         with suppress(AssertionError):
             await until(lambda: self._all_at(tops), PATIENCE_S)
         with suppress(AssertionError):
@@ -209,9 +253,9 @@ class FaultRig:
             for line in node.log.splitlines():
                 if '"level":"error"' in line or "Traceback" in line:
                     self.recorder.add(Strange, who=node.name, text=line)
-        for channel in CHANNELS:
+        for channel in self.channels:
             await self._dump_history(channel)
-            if self.setup.archive:
+            if self.setup.archive and channel in CHANNELS:
                 await self._dump_archive(channel)
 
     def _all_live(self) -> bool:
@@ -307,21 +351,29 @@ class FaultRig:
     def scope(self) -> Scope:
         """Return what the history is held to."""
         return Scope(
+            conflating=(CONFLATED,) if self.setup.conflates else (),
             archived=CHANNELS if self.setup.archive else (),
+            rated=tuple(self.rated),
             tellings=self.tellings,
             loses=self.loses,
             forgets=self.forgets,
+            cuts_s=CUTS_S,
             presence_s=PRESENCE_S,
         )
 
     def felt(self) -> set[str]:
-        """Return how what happened was felt: by publishers, by clients, by telling them."""
+        """Return how what happened was felt: by publishers, by clients, by telling them.
+
+        "skipped": events were left out for a client that has no rate.
+        """
         found = set()
         for record in self.recorder.records:
             if isinstance(record, Publish) and record.outcome == "unknown":
                 found.add("publishers")
             elif isinstance(record, Closed):
                 found.add("clients")
+            elif isinstance(record, Delivery) and record.client not in self.rated:
+                found |= {"skipped"} if record.skipped else set()
             elif isinstance(record, Reset) or getattr(record, "recovered", None) is False:
                 found.add("told")
         return found
@@ -367,7 +419,9 @@ async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
         await until(lambda: all(map(is_there, rig.clients)))
         for number in range(setup.publishers):
             how = HOWS[number % len(HOWS)]
-            publisher = RecordedPublisher(rig.recorder, rig.urls, number, CHANNELS, how)
+            kind = RecordedSocketPublisher if how == "socket" else RecordedPublisher
+            heavy = (CONFLATED,)
+            publisher = kind(rig.recorder, rig.urls, number, rig.channels, how, heavy)
             rig.publishers.append(publisher)
         yield rig
 
@@ -379,6 +433,10 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
         stack.callback(rig.sentinels.close)
         await asyncio.to_thread(rig.sentinels.start)
         rig.redis = rig.sentinels.master
+    elif setup.redis == "cluster":
+        rig.cluster = RedisCluster(replicas=True)
+        stack.callback(rig.cluster.close)
+        await asyncio.to_thread(rig.cluster.start)
     elif setup.redis == "one":
         lines = [line for line in redis_lines() if not line.startswith("append")]
         before: Sequence[str] = ()
@@ -404,7 +462,8 @@ async def _start_redis(rig: FaultRig, stack: AsyncExitStack) -> None:
 
 async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
     setup = rig.setup
-    config = settings_file(rig.folder, _RULE.format(archive=str(setup.archive).lower()))
+    rule = _RULE.format(archive=str(setup.archive).lower())
+    config = settings_file(rig.folder, (_CONFLATED_RULE if setup.conflates else "") + rule)
     before: Sequence[str] = ()
     if rig.disk is not None and setup.disk == "archive":
         rig.archive_path = rig.disk.path / "archive.db"
@@ -415,6 +474,8 @@ async def _start_nodes(rig: FaultRig, stack: AsyncExitStack) -> None:
     for number in range(setup.nodes):
         if rig.sentinels is not None:
             broker_url = rig.sentinels.url
+        elif rig.cluster is not None:
+            broker_url = rig.cluster.url
         else:
             broker_url = rig.to_redis[number].url if rig.to_redis else "memory://"
         environ = {**ENVIRON, **setup.environ}

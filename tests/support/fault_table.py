@@ -22,7 +22,8 @@ class Kind:
     `tellings`: how often each client may be told at most that events may be missing. `loses`: it
     may take acknowledged events with it, if that is told. `forgets`: the recent history may begin
     later. `felt`: who has to notice, lest nothing
-    was harmed: "publishers", "clients" (their sessions end), "told". `setup`: the rig it takes.
+    was harmed: "publishers", "clients" (their sessions end), "told", "skipped" (events are left
+    out for those without a rate). `setup`: the rig it takes.
     """
 
     name: str
@@ -40,8 +41,10 @@ _FELT: Final = {
     "to redis held": ("publishers",),
     "to redis swallowed up": ("publishers",),
     "to redis swallowed back": ("publishers",),
+    "to redis swallowed": ("publishers",),
     "to nodes swallowed up": ("clients",),
     "to nodes swallowed back": ("clients",),
+    "to nodes swallowed": ("clients",),
     "to nodes reset": ("clients",),
     "to nodes half closed": ("clients",),
     "to nodes refused": ("clients",),
@@ -60,6 +63,7 @@ def _network(where: str, which: Callable[[FaultRig], Iterable[FaultProxy]]) -> l
 _ARCHIVED: Final = Setup(archive=True)
 _DATABASE: Final = Setup(archive=True, database=True)
 _SENTINEL: Final = Setup(redis="sentinel")
+_CLUSTER: Final = Setup(redis="cluster")
 _ALONE: Final = Setup(redis="none", nodes=1, archive=True)
 
 
@@ -67,6 +71,14 @@ FAULTS: Final = (
     *_network("to redis", lambda rig: [rig.rng.choice(rig.to_redis)]),
     *_network("to nodes", lambda rig: [rig.rng.choice(rig.to_node)]),
     Kind(name="clients wander", harms="clients", felt=("clients",), run=faults.clients_wander),
+    Kind(
+        name="client stops reading",
+        harms="clients",
+        felt=("skipped",),
+        run=faults.client_stops_reading,
+        # One that does not read does not answer to pings either.
+        setup=Setup(conflates=True, environ={"GALECAST_SESSION_PING_S": "20"}),
+    ),
     Kind(name="answers of redis lost", harms="network", run=faults.publishes_answers_lost),
     Kind(
         name="answers of nodes lost",
@@ -80,6 +92,7 @@ FAULTS: Final = (
     Kind(name="node stopped", harms="nodes", run=faults.node_stopped),
     Kind(name="nodes stall", harms="nodes", run=faults.nodes_stall),
     Kind(name="redis killed", harms="redis", felt=("publishers",), run=faults.redis_killed),
+    Kind(name="redis terminated", harms="redis", felt=("publishers",), run=faults.redis_terminated),
     Kind(
         name="redis emptied",
         harms="redis",
@@ -125,6 +138,25 @@ FAULTS: Final = (
         felt=("told",),
         setup=_SENTINEL,
     ),
+    Kind(
+        name="cluster failed over",
+        harms="redis",
+        felt=("publishers",),
+        run=faults.cluster_failed_over,
+        tellings=1,
+        loses=True,
+        setup=_CLUSTER,
+    ),
+    Kind(
+        name="cluster master frozen",
+        harms="redis",
+        felt=("publishers",),
+        run=faults.cluster_master_frozen,
+        tellings=1,
+        loses=True,
+        setup=_CLUSTER,
+    ),
+    Kind(name="slots moved", harms="redis", run=faults.slots_moved, setup=_CLUSTER),
     Kind(
         name="redis disk full",
         harms="redis",

@@ -19,6 +19,8 @@ from pubsub.redis_keys import RedisKeys
 
 # Longer than the lease of a node (2 s) lasts.
 _BEYOND_LEASE_S: Final = 3.0
+# So many events fill the buffers of a connection that is not read.
+_FAR_MORE: Final = 500
 
 
 # ---- the network
@@ -59,6 +61,13 @@ async def _swallowed_up(rig: FaultRig, proxies: Iterable[FaultProxy]) -> None:
 async def _swallowed_back(rig: FaultRig, proxies: Iterable[FaultProxy]) -> None:
     for proxy in proxies:
         proxy.back.swallows = True
+    await asyncio.sleep(_BEYOND_LEASE_S)
+
+
+async def _swallowed(rig: FaultRig, proxies: Iterable[FaultProxy]) -> None:
+    """A black hole: nobody hears of the other, and no connection ends."""
+    for proxy in proxies:
+        proxy.up.swallows = proxy.back.swallows = True
     await asyncio.sleep(_BEYOND_LEASE_S)
 
 
@@ -111,6 +120,7 @@ NETWORK: Final[dict[str, Network]] = {
     "held": _held,
     "swallowed up": _swallowed_up,
     "swallowed back": _swallowed_back,
+    "swallowed": _swallowed,
     "reset": _reset,
     "half closed": _half_closed,
     "refused": _refused,
@@ -160,6 +170,18 @@ async def clients_wander(rig: FaultRig) -> None:
         await each.depart()
 
 
+async def client_stops_reading(rig: FaultRig) -> None:
+    """Until far more has come than any kernel keeps; then it reads on."""
+    client = rig.stalling()
+    await until(lambda: is_there(client))
+    await rig.flow(2)
+    client.reading.clear()
+    before = rig.recorder.acknowledged
+    # A third of them are large.
+    await until(lambda: rig.recorder.acknowledged >= before + _FAR_MORE)
+    client.reading.set()
+
+
 # ---- processes
 
 
@@ -201,6 +223,14 @@ async def nodes_stall(rig: FaultRig) -> None:
 
 async def redis_killed(rig: FaultRig) -> None:
     await asyncio.to_thread(rig.redis.kill)
+    await rig.tried(2)
+    await asyncio.to_thread(rig.redis.start)
+    await rig.all_ready()
+
+
+async def redis_terminated(rig: FaultRig) -> None:
+    """Redis is stopped in an orderly way, as for a new version."""
+    await asyncio.to_thread(rig.redis.terminate)
     await rig.tried(2)
     await asyncio.to_thread(rig.redis.start)
     await rig.all_ready()
@@ -266,6 +296,50 @@ async def tail_lost(rig: FaultRig) -> None:
     await asyncio.to_thread(servers.replica.ask, *nowhere)
     await rig.flow(2)
     await failed_over(rig)
+
+
+async def cluster_failed_over(rig: FaultRig) -> None:
+    """A master of a cluster dies, its replica takes over, and it comes back as a replica."""
+    cluster = rig.cluster
+    assert cluster is not None
+    master = cluster.masters[0]
+    await asyncio.to_thread(master.kill)
+    await asyncio.to_thread(cluster.await_master, cluster.replica_of(master))
+    await rig.all_ready()
+    await rig.flow(2)
+    await asyncio.to_thread(master.start)
+    await asyncio.to_thread(cluster.await_replica, master)
+
+
+async def cluster_master_frozen(rig: FaultRig) -> None:
+    """It wakes as a master, of slots that its replica has taken over meanwhile."""
+    cluster = rig.cluster
+    assert cluster is not None
+    master = cluster.masters[0]
+    master.stop()
+    await asyncio.to_thread(cluster.await_master, cluster.replica_of(master))
+    await rig.tried(2)
+    master.go_on()
+    await asyncio.to_thread(cluster.await_replica, master)
+    await rig.all_ready()
+
+
+async def slots_moved(rig: FaultRig) -> None:
+    """The slots of all channels and of what nodes share move to other masters, and back."""
+    cluster, keys = rig.cluster, RedisKeys()
+    assert cluster is not None
+    names = [*(keys.record(channel) for channel in CHANNELS), keys.leases[0]]
+    homes = {name: cluster.owner(name) for name in names}
+    for name, home in homes.items():
+        target = cluster.another(home)
+        await asyncio.to_thread(cluster.begin_migration, name, target)
+        # Half of a slot is here, half there.
+        await rig.tried(1)
+        assert await asyncio.to_thread(cluster.migrate, name, target)
+        await rig.flow(1)
+    for name, home in homes.items():
+        assert await asyncio.to_thread(cluster.migrate, name, home)
+    await rig.all_ready()
 
 
 async def disk_full(rig: FaultRig) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -10,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from websockets import Subprotocol
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from fleet import KEY, make_token
@@ -177,6 +179,11 @@ class WebSocketFollower(Follower):
     """Over WebSocket, in one of the encodings."""
 
     subprotocol = JSON
+    max_rate_hz: float | None = None
+    # What the connection was closed with, 1006 where it was cut, 0 while it is not closed.
+    code = 0
+    # Whether it has buffers that hold little.
+    narrow = False
 
     async def _stay(self) -> None:
         async with connect(
@@ -188,20 +195,45 @@ class WebSocketFollower(Follower):
             proxy=None,
             open_timeout=10,
             close_timeout=1,
-        ) as socket:
-            numbers = count(1)
-            for channel, followed in self.channels.items():
-                command: dict[str, Any] = {
-                    "type": "subscribe",
-                    "ref": next(numbers),
-                    "channel": channel,
-                    "presence": self.presence,
-                }
-                if followed.since is not None:
-                    command["since"] = followed.since
-                await socket.send(encode(self.subprotocol, command))
-            async for payload in socket:
-                self.take(decode(self.subprotocol, payload))
+            sock=await _dial_narrow(self.url) if self.narrow else None,
+        ) as connection:
+            try:
+                await self._follow(connection)
+            finally:
+                self.code = connection.close_code or 0
+
+    async def _follow(self, connection: ClientConnection) -> None:
+        numbers = count(1)
+        for channel, followed in self.channels.items():
+            command: dict[str, Any] = {
+                "type": "subscribe",
+                "ref": next(numbers),
+                "channel": channel,
+                "presence": self.presence,
+            }
+            if followed.since is not None:
+                command["since"] = followed.since
+            if self.max_rate_hz is not None:
+                command["max_rate_hz"] = self.max_rate_hz
+            await connection.send(encode(self.subprotocol, command))
+        async for payload in connection:
+            await self.before_reading()
+            self.take(decode(self.subprotocol, payload))
+
+    async def before_reading(self) -> None:
+        """Wait as long as it does not want to read on."""
+
+
+async def _dial_narrow(url: str) -> socket.socket:
+    """Return a connection on which a kernel, at either end, keeps little that is not read."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    # The sender's buffer grows with the size of segments, which are large on the loopback.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    place = urlsplit(url)
+    await asyncio.get_running_loop().sock_connect(sock, (place.hostname, place.port))
+    return sock
 
 
 class MsgpackFollower(WebSocketFollower):

@@ -75,7 +75,7 @@ class World:
         self.now = 0.0
         self.channels = {name: Channel(name, self.rng) for name in "abc"}
         self.records: list[Record] = [
-            Scope(conflating=("c",), archived=("a", "b"), tellings=1_000, loses=True)
+            Scope(conflating=("c",), archived=("a", "b"), tellings=1_000, loses=True, cuts_s=5)
         ]
         self.number = 0
         self.members: set[str] = set()
@@ -84,6 +84,8 @@ class World:
         ]
         for client in self.clients:
             self.come(client, None)
+        self.add(Fault, name="first", begins=True)
+        self.add(Fault, name="first", begins=False)
 
     def add(self, kind: type[Record], **fields: object) -> None:
         """Record something that happens now."""
@@ -145,8 +147,14 @@ class World:
         )
 
     def go(self, client: Client) -> None:
-        """End its session."""
-        self.add(Closed, client=client.name, session=client.session)
+        """End its session, by a code or by a cut while a fault lasts."""
+        about = {"client": client.name, "session": client.session}
+        if self.number % 2:
+            self.add(Closed, code=4001, told=True, **about)
+            return
+        self.add(Fault, name="cut", begins=True)
+        self.add(Closed, **about)
+        self.add(Fault, name="cut", begins=False)
 
     def fork(self, channel: Channel) -> None:
         """Lose the tail of a channel, of which somebody saw the first; a new epoch, all told."""

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
+from websockets import Subprotocol
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from checker.records import (
@@ -24,11 +26,14 @@ from fleet import KEY, make_token
 from fleet_clients import LOST, Follower, MsgpackFollower, StreamFollower, WebSocketFollower
 from fleet_http import Answer, Exchange
 from fleet_publishers import Publisher
+from one_session import JSON, decode, encode
 
 # How long a publisher waits for an answer before it asks another node.
 ATTEMPT_S: Final = 4.0
 # From here on close codes say that a client is to stay away.
 STAY_AWAY: Final = 4500
+# No close frame came: the connection is open, it was cut, or only its stream of bytes has ended.
+CUT: Final = (0, 1005, 1006)
 
 
 class Recorder:
@@ -56,6 +61,8 @@ class RecordedFollower(Follower):
     channels, and records who it sees there.
     """
 
+    code = 0
+
     def __init__(
         self,
         recorder: Recorder,
@@ -69,10 +76,14 @@ class RecordedFollower(Follower):
         self._urls = urls
         self._number = number
         self._user = user
+        # What the server said that the session ends with, and whether it said that it does.
+        self._said, self._told = 0, False
         super().__init__(urls[0], None, channels, user=user)
 
     def on_begin(self) -> None:
         super().on_begin()
+        self.code = self._said = 0
+        self._told = False
         if self._user is not None:
             self.bearer = make_token(self._user)
         self.url = self._urls[self._number % len(self._urls)]
@@ -93,7 +104,10 @@ class RecordedFollower(Follower):
         if not self.session and not last:
             return
         about = {"client": self.name, "session": self.session}
-        self._recorder.add(Closed, last=last, reason=reason, **about)
+        code = self._said if self.code in CUT else self.code
+        if self._said not in (0, code):
+            self._strange(f"was to be closed with {self._said}, and was with {code}")
+        self._recorder.add(Closed, last=last, code=code, told=self._told, reason=reason, **about)
         if self.presence:
             for channel in self.channels:
                 self._recorder.add(Seen, client=self.name, channel=channel, members=None)
@@ -119,6 +133,10 @@ class RecordedFollower(Follower):
                 self._recorder.add(Subscribed, position=place, recovered=recovered, **about)
                 if self.presence:
                     self._recorder.add(Present, channel=channel, member=self.session, here=True)
+            case "closing":
+                self._said, self._told = message["code"], True
+            case "error":
+                self._told = True
             case "expiring":
                 # It comes back with a new token.
                 return
@@ -148,6 +166,26 @@ class RecordedMsgpack(RecordedFollower, MsgpackFollower):
     """Over WebSocket, in MessagePack."""
 
 
+class RecordedRated(RecordedWebSocket):
+    """Over WebSocket, with a rate that leaves events out."""
+
+    max_rate_hz = 5.0
+
+
+class RecordedStalling(RecordedWebSocket):
+    """Over WebSocket; it reads while `reading` is set, and has buffers that hold little."""
+
+    narrow = True
+
+    def __init__(self, *about: Any) -> None:
+        self.reading = asyncio.Event()
+        self.reading.set()
+        super().__init__(*about)
+
+    async def before_reading(self) -> None:
+        await self.reading.wait()
+
+
 class RecordedStream(RecordedFollower, StreamFollower):
     """Over Server-Sent Events."""
 
@@ -155,13 +193,16 @@ class RecordedStream(RecordedFollower, StreamFollower):
 # A bad one in so many events of a publisher; it is to be refused, and never to come.
 BAD_ONE_IN: Final = 9
 BATCH: Final = 4
+# What is added to the data of events that are heavy.
+PADDING: Final = "." * 2_000
 
 
 class RecordedPublisher(Publisher):
     """A publisher that records, and asks another of `urls` when one does not answer well.
 
     `how` as in `Publisher`, or "batch": arrays of events with ids. What is not answered with
-    200 or refused for good is sent again with the same id until it is.
+    200 or refused for good is sent again with the same id until it is. Events of the channels
+    `heavy` are large.
     """
 
     def __init__(
@@ -171,8 +212,10 @@ class RecordedPublisher(Publisher):
         number: int,
         channels: Sequence[str],
         how: str,
+        heavy: Collection[str] = (),
     ) -> None:
         self._recorder = recorder
+        self._heavy = heavy
         self._urls = urls
         self._number = number
         # How often it tried, and how many times it had a good answer.
@@ -198,6 +241,9 @@ class RecordedPublisher(Publisher):
             ]
         elif int(name[-6:]) % BAD_ONE_IN == BAD_ONE_IN - 1:
             events[0]["tags"] = {"number": 1}  # type: ignore[assignment]
+        for event in events:
+            if event["channel"] in self._heavy:
+                event["data"] += PADDING
         began = self._recorder.now
         self.attempts += 1
         answer = await self._ask(events)
@@ -261,8 +307,46 @@ class RecordedPublisher(Publisher):
         self.url = self._urls[self._number % len(self._urls)]
 
 
+class RecordedSocketPublisher(RecordedPublisher):
+    """The same over WebSocket: each `publish` waits for its `published`, or an `error`."""
+
+    _socket: ClientConnection | None = None
+    _ref = 0
+
+    async def _ask(self, events: list[dict[str, str]]) -> Answer | None:
+        self._ref += 1
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                if self._socket is None:
+                    self._socket = await connect(
+                        self.url.replace("http", "ws", 1) + "/v1/ws",
+                        subprotocols=[Subprotocol(JSON)],
+                        additional_headers={"Authorization": f"Bearer {KEY}"},
+                        compression=None,
+                        proxy=None,
+                    )
+                command = {"type": "publish", "ref": self._ref, **events[0]}
+                await self._socket.send(encode(JSON, command))
+                while True:
+                    message = decode(JSON, await self._socket.recv())
+                    if message.get("ref") == self._ref:
+                        break
+        except LOST:
+            self._drop()
+            return None
+        # As if HTTP had said so.
+        status = 200 if message["type"] == "published" else 400
+        return Answer(status, {}, json.dumps(message).encode())
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.transport.abort()
+            self._socket = None
+
+
 KINDS: Final[Sequence[Callable[..., RecordedFollower]]] = (
     RecordedWebSocket,
     RecordedMsgpack,
     RecordedStream,
+    RecordedRated,
 )

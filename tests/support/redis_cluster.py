@@ -191,6 +191,21 @@ class RedisCluster:
                 return self._names[place[2].decode()]
         raise AssertionError(f"nobody owns slot {slot}")
 
+    def replica_of(self, master: ClusterServer) -> ClusterServer:
+        """Return the server that began as the replica of a master."""
+        return self.replicas[self.masters.index(master)]
+
+    def await_master(self, server: ClusterServer) -> None:
+        """Return when a server that was a replica has taken over."""
+        _wait(lambda: b"role:master" in server.ask_raw("INFO", "replication"), "taken over")
+
+    def await_replica(self, server: ClusterServer) -> None:
+        """Return when a server is a replica that has what its master has."""
+        _wait(
+            lambda: b"master_link_status:up" in server.ask_raw("INFO", "replication"),
+            "again replicated",
+        )
+
     def another(self, than: ClusterServer) -> ClusterServer:
         """Return a master that is not `than`."""
         return next(each for each in self.masters if each is not than)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from checker.records import Delivery
 from fault_rig import open_rig
 from fault_table import Kind
 
@@ -22,6 +23,8 @@ async def play(kind: Kind) -> str:
         broken = [str(each) for each in rig.verdict()]
         if unfelt := set(kind.felt) - rig.felt():
             broken.append(f"nothing was harmed: {', '.join(sorted(unfelt))} felt nothing")
+        if not any(isinstance(each, Delivery) and each.skipped for each in rig.recorder.records):
+            broken.append("nothing was conflated: no event was skipped")
         if not broken:
             return ""
         shown = "\n".join(broken[:_SHOWN])

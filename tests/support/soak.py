@@ -33,6 +33,7 @@ def mixed(setup: Setup) -> list[Kind]:
         if (kind.setup.redis, kind.setup.disk, kind.setup.clock) == ("one", "", "")
         and (setup.archive or not kind.setup.archive)
         and not kind.setup.database
+        and not kind.setup.conflates
     ]
 
 

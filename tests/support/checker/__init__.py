@@ -14,7 +14,8 @@ archive made them. From the outside only: nothing here asks a server, or uses it
 | unasked | something came outside of a subscription |
 | presence | a room was seen wrong for longer than the bound |
 | archive, history | a store does not have what was acknowledged, and tells no gap |
-| resets, endings, absent | more tellings or lost sessions than allowed; a client never came back |
+| resets, absent | more tellings than allowed; a client never came back |
+| endings | a session ended too often, without need, or in a way that is not documented |
 | strange | an answer or a message that never should come |
 | drained | the history has no end, so that nothing can be said to be missing |
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterable
 
 from checker.archive import check_stores
 from checker.delivery import check_bounds, check_delivery
+from checker.endings import check_endings
 from checker.history import History, Violation
 from checker.presence import check_presence
 from checker.records import Record
@@ -38,6 +40,7 @@ def check(records: Iterable[Record]) -> list[Violation]:
         found.append(Violation("drained", "the history does not say that all has come"))
     found += check_delivery(history)
     found += check_bounds(history)
+    found += check_endings(history)
     found += check_presence(history)
     found += check_stores(history)
     return found

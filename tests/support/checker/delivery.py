@@ -23,7 +23,7 @@ def check_delivery(history: History) -> Iterator[Violation]:
 
 def _unbroken(history: History, thread: Thread) -> Iterator[Violation]:
     """Each event chains to the one before, and what resumes goes on where it was."""
-    conflates = thread.channel in history.scope.conflating
+    conflates = history.conflates(thread)
     session, top = "", None
     for record in thread.records:
         at = place(record.position)
@@ -90,7 +90,7 @@ def _complete(history: History, thread: Thread) -> Iterator[Violation]:
     got = {event.id for event, _at in thread.got()}
     tellings = list(thread.tellings())
     newest = dict[str, int]()
-    if thread.channel in history.scope.conflating:
+    if history.conflates(thread):
         newest = {at.epoch: at.offset for _event, at in thread.got()}
     for event in acknowledged(history, thread.channel):
         at = event.places[-1]
@@ -129,11 +129,13 @@ def _one_event_to_a_place(history: History) -> Iterator[Violation]:
 
 
 def _one_place_to_an_event(history: History) -> Iterator[Violation]:
-    """An id is published once: in one epoch it has one place."""
+    """An id is published once: in one epoch it has one place, in each of its branches."""
+    forks = _forks(history) if history.scope.loses else {}
     known: dict[tuple[str, str, str], tuple[str, Place]] = {}
     for who, channel, at, event_id in _witnesses(history):
         first, other = known.setdefault((channel, at.epoch, event_id), (who, at))
-        if other != at:
+        forked = forks.get((channel, at.epoch), float("inf"))
+        if other != at and min(other.offset, at.offset) < forked:
             yield Violation("id", f"{channel} {event_id}: {first} has {other}, {who} has {at}")
 
 
@@ -158,8 +160,8 @@ def _real_order(history: History) -> Iterator[Violation]:
                 above, name = event.acknowledged, event.id
 
 
-def _forks_are_told(history: History) -> Iterator[Violation]:
-    """Where an epoch has two branches, whoever saw either learns that it is over."""
+def _forks(history: History) -> dict[tuple[str, str], int]:
+    """Return the channels and epochs that have two branches, with the first offset of these."""
     checks: dict[tuple[str, str, int], set[str]] = defaultdict(set)
     for _who, channel, at, _id in _witnesses(history):
         checks[channel, at.epoch, at.offset].add(at.check)
@@ -168,6 +170,12 @@ def _forks_are_told(history: History) -> Iterator[Violation]:
         if len(found) > 1:
             known = lowest.get((channel, epoch), offset)
             lowest[channel, epoch] = min(known, offset)
+    return lowest
+
+
+def _forks_are_told(history: History) -> Iterator[Violation]:
+    """Where an epoch has two branches, whoever saw either learns that it is over."""
+    lowest = _forks(history)
     for thread in history.threads.values():
         if thread.client in history.gone:
             continue

@@ -132,6 +132,7 @@ class History:
     present: dict[str, list[Present]] = field(default_factory=lambda: defaultdict(list))
     # Of each client: how many of its sessions ended, which one it is in, and whether it went.
     endings: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    closed: list[Closed] = field(default_factory=list)
     sessions: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     drained: float | None = None
@@ -164,6 +165,7 @@ class History:
                     self.gone.add(record.client)
                 else:
                     self.endings[record.client] += 1
+                    self.closed.append(record)
             case Seen():
                 self.seen[record.client, record.channel].append(record)
             case Present():
@@ -176,6 +178,10 @@ class History:
                 self.strange.append(record)
             case Drained():
                 self.drained = record.at
+
+    def conflates(self, thread: Thread) -> bool:
+        """Say whether a thread is promised the newest event only."""
+        return thread.channel in self.scope.conflating or thread.client in self.scope.rated
 
     def channels(self) -> set[str]:
         """Return all channels that were published to or followed."""

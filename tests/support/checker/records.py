@@ -16,18 +16,22 @@ Outcome = Literal["acknowledged", "refused", "unknown"]
 class Scope(msgspec.Struct, tag_field="kind", tag="scope", frozen=True, kw_only=True):
     """What the history is held to; the first record, or all defaults.
 
+    `conflating` channels promise the newest event, and so does any to clients that are `rated`.
     `tellings`: how often a client may be told at most, for each channel, that events may be
     missing. `loses`: the faults may take acknowledged events with them, if everybody is told.
-    `endings`: how many sessions of a client may end (None: any number). `presence_s`: how long
-    anybody may see a wrong room while no fault lasts.
+    `endings`: how many sessions of a client may end (None: any number). `cuts_s`: how long after a
+    fault a session may still be cut; with it none may end before the first fault (None: neither is
+    asked). `presence_s`: how long anybody may see a wrong room while no fault lasts.
     """
 
     conflating: tuple[str, ...] = ()
+    rated: tuple[str, ...] = ()
     archived: tuple[str, ...] = ()
     tellings: int = 0
     loses: bool = False
     forgets: bool = False
     endings: int | None = None
+    cuts_s: float | None = None
     presence_s: float = 10.0
     at: float = 0.0
 
@@ -85,12 +89,17 @@ class Reset(msgspec.Struct, tag_field="kind", tag="reset", frozen=True, kw_only=
 
 
 class Closed(msgspec.Struct, tag_field="kind", tag="closed", frozen=True, kw_only=True):
-    """A session ended; `last`: the client went of its own will and does not come back."""
+    """A session ended; `last`: the client went of its own will and does not come back.
+
+    `code` is what it was closed with, 0 where it was cut; `told`: a message had said so before.
+    """
 
     at: float
     client: str
     session: str
     last: bool = False
+    code: int = 0
+    told: bool = False
     reason: str = ""
 
 
