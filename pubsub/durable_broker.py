@@ -280,8 +280,8 @@ class DurableBroker(MemoryBroker):
             if isinstance(first, _Step):
                 self._waiting.popleft()
                 await self._take_step(first)
-            else:
-                await self._commit(self._group())
+            elif group := self._group():
+                await self._commit(group)
 
     async def _take_step(self, step: _Step) -> None:
         try:

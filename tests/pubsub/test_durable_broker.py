@@ -188,7 +188,9 @@ async def test_a_commit_that_nobody_waits_for_any_more_is_not_overtaken(
         assert [(each.id, each.position.offset) for each in found] == [("x1", 1), ("x2", 2)]
 
 
-async def test_whoever_waits_too_long_is_told_and_may_ask_again(path: str) -> None:
+async def test_whoever_waits_too_long_is_told_and_may_ask_again(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(path, call_timeout_s=0.05) as rig:
         await rig.broker.subscribe("a.b")
         await rig.broker.publish([draft("x0")])
@@ -201,6 +203,8 @@ async def test_whoever_waits_too_long_is_told_and_may_ask_again(path: str) -> No
             await rig.broker.publish([draft("x2")])
         rig.ledger.gate.set()
         rig.ledger.gate = None
+        await asyncio.sleep(0.02)
+        assert "a commit failed" not in caplog.text, "nothing was left to commit"
         (again,) = await rig.broker.publish([draft("x1")])
         assert accepted(again).duplicate
         (later,) = await rig.broker.publish([draft("x3")])
