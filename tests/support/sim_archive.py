@@ -268,12 +268,8 @@ class ArchiveWorld:
             self.depart: 4 * course.departures,
             self.outage: 8 * course.outages,
         }
-        kinds, weights = list(choices), list(choices.values())
         for _ in range(course.steps):
-            (action,) = self.rng.choices(kinds, weights)
-            self.scheduler.note(action.__name__)
-            action()
-            self.scheduler.run(self.rng.choice((0, 3, 10, 30)))
+            self.scheduler.act(choices, (0, 3, 10, 30))
 
     def settle(self) -> None:
         """Without any more faults all comes into the archive, or is told to be missing."""

@@ -389,12 +389,8 @@ class World:
 
     def run(self) -> None:
         choices = self.choices()
-        kinds, weights = list(choices), list(choices.values())
         for _ in range(self.course.steps):
-            (action,) = self.rng.choices(kinds, weights)
-            self.scheduler.note(action.__name__)
-            action()
-            self.scheduler.run(self.rng.choice((0, 3, 15, 60)))
+            self.scheduler.act(choices, (0, 3, 15, 60))
             if self.rng.random() < 0.05:
                 self.scheduler.run_for(self.rng.choice((1.0, 8.0)))
 

@@ -297,12 +297,8 @@ class LeaseWorld:
             self.outage: 6 * course.outages,
             self.wipe: 4 * course.wipes,
         }
-        kinds, weights = list(choices), list(choices.values())
         for _ in range(course.steps):
-            (action,) = self.rng.choices(kinds, weights)
-            self.scheduler.note(action.__name__)
-            action()
-            self.scheduler.run(self.rng.choice((0, 2, 5, 15)))
+            self.scheduler.act(choices, (0, 2, 5, 15))
 
     def settle(self) -> None:
         """Without any more faults all comes to be as it is, and stays so."""

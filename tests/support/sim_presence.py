@@ -1,4 +1,4 @@
-"""Presence over a real Redis in a simulated world: nodes that stall, die, wake and forget.
+"""Presence over Redis in a simulated world: nodes that stall, die, wake and forget.
 
 The nodes are whole: `RedisBroker`, `RedisPresence`, hub and sessions. What is checked: all leave
 once and only with a reason, what a dead node left is removed and announced by one survivor, Redis
@@ -105,7 +105,6 @@ class PresenceWorld:
         self.wire = LineWire()
         self.places: list[Home] = []
         self.clients: list[Client] = []
-        # Sessions that are present, by channel: each a client's visit that subscribed.
         self.grants = service_grants({"publish": (">",), "history": (">",), "presence": (">",)})
         self._numbers = count(1)
         scheduler.clock.look_s = course.look_s
@@ -283,12 +282,8 @@ class PresenceWorld:
             self.outage: 4 * course.outages,
             self.wipe: 2 * course.wipes,
         }
-        kinds, weights = list(choices), list(choices.values())
         for _ in range(course.steps):
-            (action,) = self.rng.choices(kinds, weights)
-            self.scheduler.note(action.__name__)
-            action()
-            self.scheduler.run(self.rng.choice((0, 5, 20, 60)))
+            self.scheduler.act(choices, (0, 5, 20, 60))
 
     def settle(self) -> None:
         """Without any more faults all comes to be as it is, and stays so."""

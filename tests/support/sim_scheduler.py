@@ -22,7 +22,7 @@ import time
 import weakref
 from asyncio import _set_running_loop
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any, cast
@@ -241,6 +241,13 @@ class Scheduler:
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self.step()
+
+    def act(self, choices: Mapping[Any, float], pauses: Sequence[int]) -> None:
+        """Do one of some things, by their weights, and go on for one of some numbers of steps."""
+        (action,) = self.rng.choices(list(choices), list(choices.values()))
+        self.note(action.__name__)
+        action()
+        self.run(self.rng.choice(pauses))
 
     def run_for(self, seconds: float) -> None:
         end = self.clock.now + seconds
