@@ -86,7 +86,7 @@ def take_socket(handler: BaseHandler) -> tuple[socket.socket, bytes]:
     """Take the socket out of Tornado's hands; return it with what the client sent early.
 
     A client that is gone already shows when the socket is read. Raises Unavailable if Tornado knows
-    that it is.
+    that it is, or if this process may open no more files; the client's connection is closed then.
     """
     stream = handler.detach()
     handler.left()
@@ -94,7 +94,10 @@ def take_socket(handler: BaseHandler) -> tuple[socket.socket, bytes]:
         if stream.closed():
             raise Unavailable("the client is gone")
         # Before what is there is read: the end of the stream would close the original.
-        sock = stream.socket.dup()
+        try:
+            sock = stream.socket.dup()
+        except OSError as error:
+            raise Unavailable(f"no file is left for the connection: {error.strerror}") from None
         try:
             return sock, _read_early(stream)
         except BaseException:

@@ -196,7 +196,7 @@ def simulate(product: Path, world: str) -> Verdict:
         return Verdict()
     said = done.stdout.splitlines()
     if done.returncode == 1 and any(line.startswith(f"{world} ") for line in said):
-        found = [line for line in said if "Error" in line or "Stuck" in line]
+        found = [x for x in said if x[:1] != " " and ("Error" in x or "Stuck" in x)]
         return Verdict(f"world: {world}", found[0] if found else "")
     return Verdict(why=f"NO VERDICT: {done.stderr.strip().rpartition(chr(10))[2]}")
 
