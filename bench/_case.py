@@ -3,6 +3,7 @@
 import argparse
 import platform
 import shlex
+import statistics
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -245,6 +246,18 @@ def claim_ratio(
     at_most: bool = False,
 ) -> None:
     """Claim a ratio, if both were measured."""
-    found = rounds.ratio(value, who, other, variant, other_variant)
-    if found is not None:
-        result.claims.append(Claim(key=key, what=what, value=found, target=target, at_most=at_most))
+    found = rounds.ratios(value, who, other, variant, other_variant)
+    if not found:
+        return
+    several = len(found) > 1
+    result.claims.append(
+        Claim(
+            key=key,
+            what=what,
+            value=statistics.median(found),
+            target=target,
+            at_most=at_most,
+            least=min(found) if several else None,
+            most=max(found) if several else None,
+        )
+    )

@@ -73,7 +73,7 @@ def of_budgets(suite: Suite, _titles: dict[str, str]) -> str:
             (
                 claim.what,
                 f"{'at most' if claim.at_most else 'at least'} {shown(claim.unit, claim.target)}",
-                shown(claim.unit, claim.value),
+                claim.measured,
                 "met" if claim.met else "**not met**",
                 f"`python bench/{result.case}.py`",
             )
@@ -139,7 +139,7 @@ def of_case(result: Result) -> str:
     lines = [_rows(head, rows)]
     if result.claims:
         lines.append("")
-        lines += [f"- {claim.what}: {shown(claim.unit, claim.value)}" for claim in result.claims]
+        lines += [f"- {claim.what}: {claim.measured}" for claim in result.claims]
     lines += [f"\n**{each}**" for each in result.problems]
     return "\n".join(lines)
 

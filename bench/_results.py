@@ -33,7 +33,8 @@ class Claim(msgspec.Struct, kw_only=True):
     """One number that says it all, mostly a ratio within a run; and what is asked of it, if so.
 
     `key` names it for the documents. With a `target` the value has to be at least that, or at most
-    if `at_most`. `unit` is `times` for a ratio.
+    if `at_most`. `unit` is `times` for a ratio. `least` and `most` are what single rounds found, if
+    there were several.
     """
 
     key: str
@@ -42,6 +43,16 @@ class Claim(msgspec.Struct, kw_only=True):
     unit: str = "times"
     target: float | None = None
     at_most: bool = False
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def measured(self) -> str:
+        """The value with its unit, and between what it lay from round to round."""
+        value = shown(self.unit, self.value)
+        if self.least is None or self.most is None:
+            return value
+        return f"{value} ({self.least:.3g} to {self.most:.3g})"
 
     @property
     def met(self) -> bool:
@@ -128,10 +139,10 @@ class Rounds:
         """Return the medians, in the order in which they were first seen."""
         return [_median(taken) for taken in self._taken.values()]
 
-    def ratio(
+    def ratios(
         self, value: str, who: str, other: str, variant: str = "", other_variant: str | None = None
-    ) -> float | None:
-        """Return the median of the rounds' ratios of one value, or None if either has none.
+    ) -> list[float]:
+        """Return the rounds' ratios of one value; of these a claim is the median.
 
         Each round sets two against each other that ran one after the other, so that what else the
         machine did weighs on both.
@@ -140,12 +151,11 @@ class Rounds:
         pairs = zip(
             self._taken.get((who, variant), ()), self._taken.get((other, beside), ()), strict=False
         )
-        found = [
+        return [
             mine.values[value] / theirs.values[value]
             for mine, theirs in pairs
             if theirs.values[value]
         ]
-        return statistics.median(found) if found else None
 
 
 def _median(taken: Sequence[Figure]) -> Figure:
@@ -232,7 +242,7 @@ def said(claim: Claim) -> str:
     asked = ""
     if claim.target is not None:
         asked = f" (at {'most' if claim.at_most else 'least'} {shown(claim.unit, claim.target)})"
-    return f"{claim.what}: {shown(claim.unit, claim.value)}{asked}"
+    return f"{claim.what}: {claim.measured}{asked}"
 
 
 def worded(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from _case import claim_ratio
 from _results import OURS, Claim, Figure, Result, Rounds, said, shown, table
 
 
@@ -17,21 +18,21 @@ def test_figures_are_medians() -> None:
     assert (found.values, found.rounds) == ({"rate_per_s": 30.0}, 3)
 
 
-def test_a_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
+def test_ratios_are_those_of_the_rounds_and_not_of_the_medians() -> None:
     """A machine that slows down for one round weighs on both sides of it."""
     rounds = Rounds()
     for mine, theirs in ((100.0, 50.0), (10.0, 5.0), (90.0, 45.0)):
         rounds.add(figure(OURS, mine))
         rounds.add(figure("other", theirs))
-    assert rounds.ratio("rate_per_s", OURS, "other") == 2.0
+    assert rounds.ratios("rate_per_s", OURS, "other") == [2.0, 2.0, 2.0]
 
 
 def test_there_is_no_ratio_to_who_was_not_measured() -> None:
     rounds = Rounds()
     rounds.add(figure(OURS, 1.0))
-    assert rounds.ratio("rate_per_s", OURS, "other") is None
+    assert rounds.ratios("rate_per_s", OURS, "other") == []
     rounds.add(figure("other", 0.0))
-    assert rounds.ratio("rate_per_s", OURS, "other") is None
+    assert rounds.ratios("rate_per_s", OURS, "other") == []
     rounds.forget("other")
     assert [each.who for each in rounds.figures()] == [OURS]
 
@@ -96,6 +97,27 @@ def test_a_value_is_shown_with_its_unit(name: str, value: float, text: str) -> N
 def test_a_claim_says_what_is_asked() -> None:
     claim = Claim(key="a", what="p99", value=8.5, unit="_ms", target=8.0, at_most=True)
     assert said(claim) == "p99: 8.50 ms (at most 8 ms)"
+
+
+def test_a_claim_of_several_rounds_says_between_what_they_lay() -> None:
+    result = Result(case="a", title="a", command="a", options={})
+    rounds = Rounds()
+    for mine in (10.0, 30.0, 20.0):
+        rounds.add(figure(OURS, mine))
+        rounds.add(figure("other", 10.0))
+    claim_ratio(result, rounds, "a", "rate", "rate_per_s", OURS, "other", target=1.5)
+    (claim,) = result.claims
+    assert said(claim) == "rate: 2.00 times (1 to 3) (at least 1.50 times)"
+    assert claim.met
+
+
+def test_a_claim_of_one_round_says_no_more() -> None:
+    result = Result(case="a", title="a", command="a", options={})
+    rounds = Rounds()
+    rounds.add(figure(OURS, 20.0))
+    rounds.add(figure("other", 10.0))
+    claim_ratio(result, rounds, "a", "rate", "rate_per_s", OURS, "other")
+    assert [said(claim) for claim in result.claims] == ["rate: 2.00 times"]
 
 
 def test_who_was_left_out_is_told() -> None:
