@@ -17,7 +17,7 @@ from server.load_run import Plan
 OPTIONS = {
     "sessions": (300, 1000, "subscribers, all of one channel"),
     "seconds": (1.0, 4.0, "how long each is measured in a round"),
-    "rounds": (1, 7, "how often"),
+    "rounds": (1, 15, "how often"),
 }
 RATES = (20, 100, 150)
 # Of nchan's, at most; what comes at 150/s is reported.

@@ -247,9 +247,10 @@ def _opening(wanted: Wanted, count: int) -> Callable[[], str]:
 def _running(moment: Moment) -> str:
     if moment.draining:
         return f"{moment.published:,} events published, waiting for the last of them"
+    rate = moment.delivered_per_s
     return (
         f"{moment.elapsed_s:.0f} of {moment.total_s:.0f} s: {moment.published:,} events published, "
-        f"{moment.delivered_per_s:,.0f} delivered per second"
+        + ("warming up" if rate is None else f"{rate:,.0f} delivered per second")
     )
 
 

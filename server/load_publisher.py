@@ -9,6 +9,8 @@ from typing import Final
 from server.load_target import LoadFailed, Publishing, mark_of
 
 _SHOWN: Final = 300
+# The first byte of a close frame; no answer over HTTP begins so.
+_CLOSE: Final = 0x88
 
 
 class PublishRefused(LoadFailed):
@@ -90,6 +92,8 @@ class LoadPublisher:
         except BlockingIOError:
             # Only room to write.
             return -1
+        if size and buffer[0] == _CLOSE:
+            raise LoadFailed(f"a publisher's session was closed: {_reason(bytes(buffer[:size]))}")
         way = self._way
         data = self._tail + buffer[:size]
         # What is split between two reads is seen once, and so is what was whole before.
@@ -125,3 +129,10 @@ class LoadPublisher:
             raise LoadFailed(f"publishing ended: {error.strerror or error}") from None
         if size < len(data):
             self._out.append(data[size:])
+
+
+def _reason(frame: bytes) -> str:
+    """Return the code and the reason in a close frame."""
+    code = int.from_bytes(frame[2:4], "big")
+    reason = frame[4 : 2 + frame[1]].decode("utf-8", "replace")
+    return f"{code} {reason}".strip()

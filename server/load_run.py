@@ -44,12 +44,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """How far a run has come, and events delivered per second of late."""
+    """How far a run has come, and events delivered per second of late: None while it warms up."""
 
     elapsed_s: float
     total_s: float
     published: int
-    delivered_per_s: float
+    delivered_per_s: float | None
     draining: bool
 
 
@@ -197,7 +197,7 @@ class Run:
 
     def _tick(self, now: float, *, draining: bool = False) -> None:
         self._keep_alive(now)
-        rate = 0.0
+        rate = None
         if len(self._marks) > 1:
             rate = self._delivered(self._marks[-2], self._marks[-1])
         total_s = self._plan.warmup_s + self._plan.seconds

@@ -107,7 +107,7 @@ def test_a_claim_of_several_rounds_says_between_what_they_lay() -> None:
         rounds.add(figure("other", 10.0))
     claim_ratio(result, rounds, "a", "rate", "rate_per_s", OURS, "other", target=1.5)
     (claim,) = result.claims
-    assert said(claim) == "rate: 2.00 times (1 to 3) (at least 1.50 times)"
+    assert said(claim) == "rate: 2 times (1 to 3) (at least 1.50 times)"
     assert claim.met
 
 
@@ -117,7 +117,7 @@ def test_a_claim_of_one_round_says_no_more() -> None:
     rounds.add(figure(OURS, 20.0))
     rounds.add(figure("other", 10.0))
     claim_ratio(result, rounds, "a", "rate", "rate_per_s", OURS, "other")
-    assert [said(claim) for claim in result.claims] == ["rate: 2.00 times"]
+    assert [said(claim) for claim in result.claims] == ["rate: 2 times"]
 
 
 def test_who_was_left_out_is_told() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from server.load_galecast import galecast
 from server.load_publisher import LoadPublisher, PublishRefused
-from server.load_target import Publishing
+from server.load_target import LoadFailed, Publishing
 
 ACKED, REFUSED = b"taken;", b"refused-for-good;"
 
@@ -51,6 +51,12 @@ def test_events_go_to_the_lanes_in_turn_with_their_numbers(link: Link) -> None:
     )
     assert [list(each) for each in link.sent] == [[1.0, 3.0], [], [2.0]]
     assert link.publisher.published == 3
+
+
+def test_a_server_that_closes_the_session_is_quoted(link: Link) -> None:
+    link.peer.send(b"\x88\x12" + (1009).to_bytes(2, "big") + b"message too long")
+    with pytest.raises(LoadFailed, match=r"session was closed: 1009 message too long$"):
+        link.publisher.take(link.buffer)
 
 
 @given(st.lists(st.integers(0, 4), max_size=12), st.lists(st.integers(1, 9), max_size=40))
