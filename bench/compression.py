@@ -22,7 +22,7 @@ from _case import Case, claim_ratio, note, ours
 from _results import Figure, Result, Rounds
 from _servers import Server, galecast
 from _talk import Requests, drained, sessions, wanted
-from config.sections import WebSocketSettings
+from config.serving import WebSocketSettings
 from handlers.deflate import deflate
 from server.load_layout import Layout
 

@@ -10,6 +10,9 @@ from typing import Any, Final, get_type_hints
 import msgspec
 
 ENVIRONMENT_PREFIX: Final = "GALECAST_"
+NO_LIMIT: Final = "no limit"
+DAY_S: Final = 86_400
+MOST: Final = 1_000_000_000
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
+from config.access import ApiKey
 from config.declare import Declared, declared
 from config.limits import ANSWERS, LimitSettings
 from config.rules import ChannelRule
-from config.sections import ApiKey
 from config.settings import DEV_KEY, Settings
 from config.sources import RELOADED, Loaded, all_settings, value_of
 from config.values import MASK, allowed

@@ -8,14 +8,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from config.declare import says
-
-_MOST: Final = 1_000_000_000
-_NONE: Final = "no limit"
+from config.declare import MOST, NO_LIMIT, says
 
 
 def _count(meaning: str, unit: str) -> msgspec.Meta:
-    return says(meaning, unit=unit, zero=_NONE, low=0, high=_MOST)
+    return says(meaning, unit=unit, zero=NO_LIMIT, low=0, high=MOST)
 
 
 def _size(meaning: str, unit: str = "bytes", *, low: int = 1, high: int = 1 << 30) -> msgspec.Meta:

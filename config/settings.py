@@ -11,24 +11,20 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from config import checks
+from config.access import AnonymousSettings, ApiKey, TokenSettings
 from config.checks import is_loopback, normal_origin
 from config.declare import says
 from config.limits import LimitSettings
 from config.rules import ACTIONS, DEFAULT_RULE, ChannelRule
-from config.sections import (
-    AnonymousSettings,
-    ApiKey,
-    ArchiveSettings,
-    BrokerSettings,
+from config.serving import (
     DrainSettings,
     HttpSettings,
     LogSettings,
-    PublishSettings,
     SessionSettings,
     SseSettings,
-    TokenSettings,
     WebSocketSettings,
 )
+from config.storage import ArchiveSettings, BrokerSettings, PublishSettings
 
 KEYS_PER_NAME: Final = 2
 _LAST_PORT: Final = 65_535

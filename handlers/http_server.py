@@ -17,7 +17,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream
 
-from config.sections import HttpSettings
+from config.serving import HttpSettings
 from server.timetable import Entry, Timetable
 
 MAX_HEADER_BYTES: Final = 65_536

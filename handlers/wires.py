@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from config.sections import WebSocketSettings
+from config.serving import WebSocketSettings
 from handlers.deflate import deflate
 from handlers.frames import BINARY, TEXT, binary_frame, deflated_frame, text_frame
 from pubsub.event import Event

@@ -6,7 +6,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, NamedTuple
 
-from config.sections import ApiKey
+from config.access import ApiKey
 from config.settings import hash_secret
 from server.errors import Unauthorized
 from server.principal import Principal, service_grants

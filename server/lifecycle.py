@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from config.sections import DrainSettings
+from config.serving import DrainSettings
 from server.closing import Closing
 from server.session import Session
 

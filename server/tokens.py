@@ -18,10 +18,10 @@ from jwt import PyJWS
 from jwt.algorithms import HMACAlgorithm
 from jwt.exceptions import InvalidKeyError, PyJWTError
 
+from config.access import TokenSettings
 from config.checks import ALGORITHMS, MIN_SECRET_BYTES
 from config.patterns import NameRejected, check_user
 from config.rules import ChannelRules
-from config.sections import TokenSettings
 from server.errors import BadRequest, Forbidden, TokenExpired, Unauthorized
 from server.jwks import Jwks, KeyRejected, VerifyingKey, verifying_key
 from server.principal import GrantsCache, GrantsRejected, Principal

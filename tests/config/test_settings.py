@@ -5,17 +5,12 @@ from typing import Any
 
 import pytest
 
+from config.access import AnonymousSettings, ApiKey, TokenSettings
 from config.checks import Scope
 from config.declare import declared
 from config.limits import LimitSettings
 from config.rules import ACTIONS, DEFAULT_RULE, ChannelRules
-from config.sections import (
-    AnonymousSettings,
-    ApiKey,
-    BrokerSettings,
-    SessionSettings,
-    TokenSettings,
-)
+from config.serving import SessionSettings
 from config.settings import (
     DEV_KEY,
     DEV_SECRET,
@@ -29,6 +24,7 @@ from config.settings import (
     warnings,
 )
 from config.sources import all_settings, changed
+from config.storage import BrokerSettings
 from config.values import REFUSED, accept
 
 PEM = "-----BEGIN PUBLIC KEY-----"

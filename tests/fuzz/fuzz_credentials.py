@@ -7,9 +7,10 @@ from typing import Final
 
 from jwt import PyJWS
 
+from config.access import AnonymousSettings, TokenSettings
 from config.patterns import Pattern
 from config.rules import ChannelRule, ChannelRules
-from config.sections import AnonymousSettings, SseSettings, TokenSettings
+from config.serving import SseSettings
 from config.settings import Settings
 from fuzz_targets import target
 from server.auth import Auth

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from config.sections import DrainSettings
+from config.serving import DrainSettings
 from live_rig import live, until
 from processes import ServerProcess
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from config.access import AnonymousSettings
 from config.limits import LimitSettings
 from config.rules import ACTIONS
-from config.sections import AnonymousSettings
 from nodes import KEY, Answer, Served, api_key, make_token, serving
 from pubsub.presence import Member
 

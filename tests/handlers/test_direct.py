@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from config.access import AnonymousSettings
 from config.limits import LimitSettings
-from config.sections import AnonymousSettings
 from handlers.direct import DirectPublish, answer_bytes
 from handlers.publish import PublishHandler
 from live_rig import until

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from config.rules import ChannelRule
-from config.sections import ArchiveSettings
+from config.storage import ArchiveSettings
 from nodes import Served, serving
 
 URL = "/v1/channels/a/events"

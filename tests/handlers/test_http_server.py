@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from config.limits import LimitSettings
-from config.sections import HttpSettings
+from config.serving import HttpSettings
 from live_rig import until
 from nodes import KEY, Served, serving
 from pubsub.errors import PubSubError

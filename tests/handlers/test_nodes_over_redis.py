@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from config.sections import BrokerSettings
+from config.storage import BrokerSettings
 from node_group import Member
 from nodes import Served, make_token, serving
 from redis_rig import until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from config.limits import LimitSettings
-from config.sections import BrokerSettings
+from config.storage import BrokerSettings
 from nodes import KEY, Answer, Served, api_key, make_token, serving
 from pubsub.errors import BrokerUnavailable, PubSubError
 from pubsub.event import Draft, Event, Published

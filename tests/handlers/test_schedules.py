@@ -13,7 +13,7 @@ import pytest
 
 from config.limits import LimitSettings
 from config.rules import ChannelRule
-from config.sections import ArchiveSettings
+from config.storage import ArchiveSettings
 from nodes import KEY, Answer, Served, api_key, make_token, serving
 from pubsub.errors import ArchiveUnavailable
 from redis_rig import until

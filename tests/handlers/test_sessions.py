@@ -12,9 +12,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from config.access import AnonymousSettings
 from config.limits import LimitSettings
 from config.rules import ACTIONS
-from config.sections import AnonymousSettings
 from node_group import serve_group
 from nodes import KEY, Served, api_key, make_token, serving
 

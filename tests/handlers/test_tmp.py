@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from config.limits import LimitSettings
-from config.sections import BrokerSettings, HttpSettings
+from config.serving import HttpSettings
+from config.storage import BrokerSettings
 from nodes import KEY, Answer, Served, api_key, make_token, serving
 from server.lifecycle import Phase
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from config.access import AnonymousSettings, TokenSettings
 from config.rules import ACTIONS
-from config.sections import AnonymousSettings, SseSettings, TokenSettings
+from config.serving import SseSettings
 from nodes import KEY, TOKEN, api_key, make_token, serving
 
 URL = "/v1/tokens"

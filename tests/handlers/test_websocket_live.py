@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from client_frames import TEXT, client_frame
+from config.access import ApiKey
 from config.rules import ChannelRule
-from config.sections import ApiKey
 from config.settings import hash_secret
 from live_rig import ALL, BEARER, JSON, MSGPACK, live, token, until
 

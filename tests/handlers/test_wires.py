@@ -10,7 +10,7 @@ import msgpack  # type: ignore[import-untyped]
 import pytest
 
 from client_frames import inflated
-from config.sections import WebSocketSettings
+from config.serving import WebSocketSettings
 from handlers import wires
 from handlers.deflate import deflate
 from handlers.wires import WS_JSON, WS_MSGPACK, CompressingTime, DeflateWire, Wires

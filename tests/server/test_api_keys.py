@@ -5,7 +5,7 @@ import string
 
 import pytest
 
-from config.sections import ApiKey
+from config.access import ApiKey
 from config.settings import hash_secret
 from server import api_keys
 from server.api_keys import MAX_KEY_BYTES, ApiKeys, new_key

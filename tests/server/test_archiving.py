@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from archive_rig import events, started
-from config.sections import ArchiveSettings
 from config.settings import Settings
+from config.storage import ArchiveSettings
 from pubsub.archive import Kept, Query
 from pubsub.errors import ArchiveUnavailable
 from pubsub.mongo_archive import MongoArchive

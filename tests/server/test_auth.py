@@ -7,8 +7,8 @@ from typing import Any
 import jwt
 import pytest
 
+from config.access import AnonymousSettings, ApiKey, TokenSettings
 from config.rules import ChannelRule, ChannelRules
-from config.sections import AnonymousSettings, ApiKey, TokenSettings
 from config.settings import Settings, hash_secret
 from server.auth import Auth
 from server.errors import Forbidden, Refused, TokenExpired, Unauthorized

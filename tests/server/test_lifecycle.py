@@ -2,7 +2,7 @@
 
 import asyncio
 
-from config.sections import DrainSettings
+from config.serving import DrainSettings
 from delivery_rig import open_delivery_rig, turns
 from server.closing import Closing
 from server.lifecycle import Lifecycle, Phase

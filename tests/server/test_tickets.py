@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.access import TokenSettings
 from config.rules import ChannelRules
-from config.sections import TokenSettings
 from server.errors import Refused, TokenExpired, Unauthorized
 from server.principal import GrantsCache, Principal
 from server.tickets import LIFETIME_S, MAX_TICKET_BYTES, Carried, Tickets

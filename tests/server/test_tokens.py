@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jwt.algorithms import HMACAlgorithm
 from jwt.exceptions import InvalidKeyError
 
+from config.access import TokenSettings
 from config.rules import ChannelRule, ChannelRules
-from config.sections import TokenSettings
 from server.errors import BadRequest, Forbidden, Refused, TokenExpired, Unauthorized
 from server.jwks import Jwks, KeyRejected, VerifyingKey
 from server.principal import GrantsCache, Principal

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from config.access import TokenSettings
 from config.rules import ACTIONS
-from config.sections import TokenSettings
 from config.settings import hash_secret
 from nginx import ROOT, NginxServer, find_nginx, replaced
 from ports import steady_ports

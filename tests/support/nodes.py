@@ -14,9 +14,10 @@ from typing import Any, Final
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httputil import HTTPHeaders
 
+from config.access import ApiKey, TokenSettings
 from config.checks import SCOPES, WIDE_SCOPES
 from config.rules import ACTIONS, ChannelRule
-from config.sections import ApiKey, DrainSettings, TokenSettings
+from config.serving import DrainSettings
 from config.settings import Settings, hash_secret
 from server.app import App
 from server.node import Node
