@@ -7,24 +7,24 @@ which loses: what was lost shows by offsets, checks and tops, and is read from t
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from pubsub.broker import ChannelState, History, HistoryRules, Sink
 from pubsub.channel_room import ChannelRoom
-from pubsub.envelope import MOST_OFFSET, Batch, Purge, read_envelope, read_stored
+from pubsub.envelope import Batch, Purge, read_envelope
 from pubsub.errors import BrokerUnavailable, JunkReceived, PubSubError
-from pubsub.event import Draft, Event, Published
+from pubsub.event import Draft, Published
 from pubsub.heard import Heard
-from pubsub.position import Position, new_epoch
+from pubsub.position import Position
 from pubsub.presence import PresenceChange
-from pubsub.redis_channels import RedisChannels, read_top
-from pubsub.redis_client import Part
+from pubsub.redis_channels import RedisChannels
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_listener import RedisListener
-from pubsub.redis_publishing import FULL, MADE, RedisPublishing, too_many
+from pubsub.redis_publishing import RedisPublishing
+from pubsub.redis_records import RedisRecords
 from pubsub.redis_scripts import RedisScripts
 from pubsub.redis_times import RedisTimes
 from pubsub.redis_watch import RedisWatch
@@ -85,20 +85,18 @@ class RedisBroker:
         monotonic: Callable[[], float] = time.monotonic,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
-        self.junk = 0
-        self.history_reads = 0
+        self._junk = 0
         # Called when a connection was lost and is there again.
         self.on_return: list[Callable[[], None]] = []
         # Told of a channel when something was put into the archive's queue for it.
         self.on_queued: Callable[[str], None] = lambda _channel: None
         self.archive_queue_max = archive_queue_max
-        self._rules = rules
         self._sink: Sink
         self._carried: Carried | None = None
         self.link = link
         self.keys = keys or RedisKeys()
         self.node = node or secrets.token_hex(8)
-        self._scripts = RedisScripts()
+        scripts = RedisScripts()
         self.times = RedisTimes(
             idempotency_window_s=idempotency_window_s,
             position_ttl_s=position_ttl_s,
@@ -107,11 +105,21 @@ class RedisBroker:
         self._closed = False
         self._heard = Heard()
         self._channels = RedisChannels(
-            link, self._scripts, self.keys, self.times, ChannelRoom(max_channels)
+            link, scripts, self.keys, self.times, ChannelRoom(max_channels)
+        )
+        self._records = RedisRecords(
+            link,
+            scripts,
+            self.keys,
+            self.times,
+            self._channels,
+            rules,
+            node=self.node,
+            queue_max=archive_queue_max,
         )
         self._publishing = RedisPublishing(
             link,
-            self._scripts,
+            scripts,
             self.keys,
             self.times,
             self._channels,
@@ -140,8 +148,8 @@ class RedisBroker:
             tell=self._on_doubt,
             versions=self._versions,
             tell_versions=self._on_versions,
-            reopen=self._open,
-            contradict=self.contradict,
+            reopen=self._records.open,
+            contradict=self._records.contradict,
             monotonic=monotonic,
         )
         link.on_return = self._on_return
@@ -167,6 +175,16 @@ class RedisBroker:
     def listening(self) -> int:
         """How many channels are subscribed."""
         return len(self._heard)
+
+    @property
+    def history_reads(self) -> int:
+        """How often the past of a channel was read."""
+        return self._records.reads
+
+    @property
+    def junk(self) -> int:
+        """How much came, or was stored, that is nothing of ours."""
+        return self._junk + self._records.junk
 
     @property
     def reconnects(self) -> int:
@@ -237,7 +255,7 @@ class RedisBroker:
                     await confirmed
             except TimeoutError:
                 raise BrokerUnavailable("Redis did not confirm the subscription") from None
-            top = await self._open(channel)
+            top = await self._records.open(channel)
         except BaseException:
             if channel not in self._heard:
                 self.listener.unsubscribe(address)
@@ -252,14 +270,7 @@ class RedisBroker:
         self._check()
         self._heard.end(channel)
         self.listener.unsubscribe(self.keys.address(channel))
-        times = self.times
-        await self.link.run(
-            self._scripts.leave,
-            [self.keys.record(channel)],
-            times.now(),
-            self.node,
-            times.lapse_ms,
-        )
+        await self._records.leave(channel)
 
     async def top(self, channel: str) -> Position | None:
         self._check()
@@ -277,72 +288,18 @@ class RedisBroker:
         hidden: bool = False,
     ) -> History | None:
         self._check()
-        self.history_reads += 1
-        answer = await self.link.run(
-            self._scripts.history,
-            [self.keys.record(channel), self.keys.stream(channel)],
-            self.times.now(),
-            min(after, MOST_OFFSET),
-            "" if before is None else min(before, MOST_OFFSET),
-            limit,
-            int(newest),
-            int(hidden),
-        )
-        if answer is None:
-            return None
-        return History(self._read(channel, answer), read_top(answer), int(answer[3]))
+        return await self._records.history(channel, after, before, limit, newest, hidden)
 
     async def contradict(self, channel: str, evidence: Position) -> Position:
         self._check()
-        if evidence.offset > MOST_OFFSET:
-            # No broker gave it out, and Redis could not count on from there.
-            raise BrokerUnavailable("the evidence is not a position of this broker")
-        keys = self.keys
-        lists = keys.lists(keys.partition(channel))
-        times = self.times
-
-        def call(room: bool) -> Awaitable[Any]:
-            return self.link.run(
-                self._scripts.contradict,
-                [keys.record(channel), keys.stream(channel), lists[0]],
-                *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
-                *(int(room), times.lapse_ms),
-                *(evidence.epoch, evidence.offset, evidence.check, int(self._archived(channel))),
-            )
-
-        return await self._with_room(call)
+        return await self._records.contradict(channel, evidence)
 
     async def purge(self, channel: str) -> Position | None:
         self._check()
-        keys, times = self.keys, self.times
-        archive = self._archived(channel)
-        parts: tuple[Part, ...] = (
-            times.now(),
-            keys.address(channel),
-            keys.send,
-            times.lapse_ms,
-            channel,
-            int(archive),
-            self.archive_queue_max or 0,
-        )
-
-        async def call() -> Any:
-            # Not repeated: it would take what was published since.
-            return await self.link.run(
-                self._scripts.purge,
-                [keys.record(channel), keys.stream(channel), *keys.queue(keys.partition(channel))],
-                *parts,
-                repeat=False,
-            )
-
-        answer = await call()
-        if answer is None and archive:
-            # What it was before it lapsed may be in the archive.
-            await self._open(channel)
-            answer = await call()
-        if archive:
+        floor = await self._records.purge(channel)
+        if self._records.archived(channel):
             self.on_queued(channel)
-        return None if answer is None else read_top(answer)
+        return floor
 
     async def channels(self, *, prefix: str, after: str, limit: int) -> list[ChannelState]:
         self._check()
@@ -369,65 +326,13 @@ class RedisBroker:
         if self._closed:
             raise BrokerUnavailable("the broker is closed")
 
-    def _archived(self, channel: str) -> bool:
-        return self.archive_queue_max is not None and self._rules.rule(channel).archive
-
-    async def _open(self, channel: str) -> Position:
-        """Make the channel's record if there is none, take a lease, and return the top."""
-        keys, times = self.keys, self.times
-
-        def call(room: bool) -> Awaitable[Any]:
-            return self.link.run(
-                self._scripts.open,
-                [
-                    keys.record(channel),
-                    keys.stream(channel),
-                    *keys.lists(keys.partition(channel)),
-                ],
-                *(times.now(), new_epoch(), channel, keys.address(channel), keys.send),
-                *(int(room), times.lapse_ms, self.node, times.lease_ms),
-                int(self._archived(channel)),
-            )
-
-        return await self._with_room(call)
-
-    async def _with_room(self, call: Callable[[bool], Awaitable[Any]]) -> Position:
-        """Call a script that may make a record; return the top that it answers."""
-        room = self._channels.room
-        for counted in (False, True):
-            if counted:
-                # A place may have been reserved that was not taken.
-                await self._channels.count()
-            made = False
-            may = room.ask()
-            try:
-                answer = await call(may)
-                made = answer[0] == MADE
-            finally:
-                if may:
-                    room.done(made)
-            if answer[0] != FULL:
-                return read_top(answer[1:])
-        raise too_many(self._channels)
-
-    def _read(self, channel: str, answer: Sequence[Any]) -> tuple[Event, ...]:
-        """Return the events of a history's answer."""
-        events = []
-        for at in range(4, len(answer), 2):
-            offset = int(answer[at].partition(b"-")[0])
-            try:
-                events.append(read_stored(channel, offset, answer[at + 1]))
-            except JunkReceived:
-                self.junk += 1
-        return tuple(events)
-
     # ---- what Redis sends
 
     def _receive(self, channel: str, payload: bytes) -> None:
         try:
             content = read_envelope(channel, payload)
         except JunkReceived:
-            self.junk += 1
+            self._junk += 1
             return
         if isinstance(content, Batch):
             self._heard.take(channel, content.events[-1].position)
