@@ -142,6 +142,8 @@ def run_tests(product: Path, chosen: str, limit_s: float) -> tuple[int | None, s
     places = [name for name in TESTS if (product / name).exists()]
     command = [sys.executable, "-m", "pytest", *places, "-k", chosen, "-x", "-q", "--tb=line"]
     command += ["-p", "no:cacheprovider", f"--async-test-timeout={TEST_LIMIT_S}"]
+    # What a failed test leaves behind would end the run before it has said which one failed.
+    command += ["-p", "no:unraisableexception"]
     process = subprocess.Popen(
         command,
         cwd=product,
