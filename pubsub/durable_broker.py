@@ -81,6 +81,7 @@ class DurableBroker(MemoryBroker):
         self.committed = 0
         self.failures = 0
         self._ledger = ledger
+        ledger.idle_s = self._idle_s
         self._call_timeout_s = call_timeout_s
         self._window_ms = round(2 * idempotency_window_s * 1000)
         self._waiting: deque[_Publish | _Step] = deque()
@@ -182,7 +183,7 @@ class DurableBroker(MemoryBroker):
             await self._recall(channel)
             top = await inner(channel, evidence)
             record = self._records[channel]
-            await self._ledger.begin(LedgerRecord(channel, top, record.time, record.floor))
+            await self._begin_record(record)
             return top
 
         return await self.in_turn(work)
@@ -412,11 +413,27 @@ class DurableBroker(MemoryBroker):
         if record is None and make:
             record = self._records.get(channel) or self._make(channel, self._monotonic())
             if record is not None:
-                await self._ledger.begin(LedgerRecord(channel, record.top, 0, 0))
+                await self._begin_record(record)
         if record is not None:
             # It must not lapse while events are given positions behind it.
             record.touched = self._monotonic()
         return record
+
+    async def _begin_record(self, record: ChannelRecord) -> None:
+        # It is in use now, event or not, and lapses from now on.
+        time = max(record.time, int(self._now() * 1000))
+        await self._ledger.begin(LedgerRecord(record.name, record.top, time, record.floor))
+
+    def _idle_s(self, channel: str) -> float | None:
+        """Return for how long a channel was of use to nobody, None if it is not in memory."""
+        # In this order: who recalls it puts it into memory before the recall is over. The ledger
+        # asks from its own thread, behind all reads of it that are done.
+        if channel in self._recalls:
+            return 0.0
+        record = self._records.get(channel)
+        if record is None:
+            return None
+        return 0.0 if record.listed else self._monotonic() - record.touched
 
     async def _read_record(self, channel: str) -> ChannelRecord | None:
         known = await self._ledger.top(channel)

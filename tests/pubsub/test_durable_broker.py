@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker_rig import Notes, accepted, draft, drafts, ids
+from broker_rig import Clock, Notes, accepted, draft, drafts, ids
 from config.rules import ChannelRule, ChannelRules
 from pubsub import durable_broker
 from pubsub.archive import Entry, Query
@@ -19,6 +19,7 @@ from pubsub.event import Published
 from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
+DAY_S = 86_400.0
 RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
 
 
@@ -298,6 +299,58 @@ async def test_a_new_epoch_and_a_purge_survive_a_restart(path: str) -> None:
         assert found is not None and found.floor == 4
         (again,) = await rig.broker.publish([draft("x1")])
         assert accepted(again).duplicate
+
+
+async def test_a_sweep_spares_what_is_in_memory(path: str) -> None:
+    """A clock that was set forward made the records of living channels look lapsed.
+
+    The sweep deleted them, the next publish wrote them anew without their purge floor, and a
+    restart lost it.
+    """
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+
+    async def sweep(rig: Rig) -> None:
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+
+    async with opened(path, **options) as rig:
+        await rig.broker.publish(drafts("x", 3))
+        floor = await rig.broker.purge("a.b")
+        assert floor is not None and floor.offset == 3
+        clock.wall_s += 30 * DAY_S
+        await sweep(rig)
+        assert await rig.broker.top("a.b") == floor
+    async with opened(path, **options) as rig:
+        # By the new time too it has not been idle for long.
+        await sweep(rig)
+        (answer,) = await rig.broker.publish([draft("y")])
+        assert accepted(answer).position.epoch == floor.epoch
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and (ids(found.events), found.floor) == (["y"], 3)
+        # Nobody has used it for the time that it outlives its use.
+        await rig.broker.purge("a.b")
+        clock.advance(30 * DAY_S)
+        rig.broker.sweep()
+        await sweep(rig)
+        assert await rig.broker.top("a.b") is None
+
+
+async def test_a_position_before_the_first_event_outlives_a_sweep(path: str) -> None:
+    """A record without an event was as old as can be: the first sweep after a restart deleted it,
+    and with it the positions that its subscribers had."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        empty = await rig.broker.subscribe("a.empty")
+        assert await rig.broker.subscribe("a.forked") != empty
+        forked = await rig.broker.contradict(
+            "a.forked", Position((await rig.broker.subscribe("a.forked")).epoch, 5, "f" * 16)
+        )
+    clock.advance(6 * DAY_S)
+    async with opened(path, **options) as rig:
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        assert await rig.broker.subscribe("a.empty") == empty
+        assert await rig.broker.subscribe("a.forked") == forked
 
 
 async def test_closing_finishes_what_waits_and_then_refuses(path: str) -> None:
