@@ -14,8 +14,9 @@ from config.rules import ChannelRule, ChannelRules
 from pubsub import durable_broker
 from pubsub.archive import Entry, Query
 from pubsub.durable_broker import DurableBroker
-from pubsub.errors import ArchiveUnavailable, BrokerUnavailable
+from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, TooManyChannels
 from pubsub.event import Published
+from pubsub.ledger import LedgerRecord
 from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
@@ -44,6 +45,12 @@ class FaultyLedger(SqliteArchive):
         self.writes.append(len(entries))
         if self.fails_after:
             raise ArchiveUnavailable("told to fail, though it was done")
+
+    async def begin(self, record: LedgerRecord) -> None:
+        if self.gate is not None:
+            self.waits = True
+            await self.gate.wait()
+        await super().begin(record)
 
 
 class Rig:
@@ -153,6 +160,29 @@ async def test_a_commit_that_was_done_though_it_failed_is_published_later(path: 
         assert rig.broker.doubtful == 0
         found = await rig.ledger.read(Query(channel="a.b", limit=10))
         assert ids(found) == ["x1", "x2", "x3"]
+
+
+async def test_a_fork_waits_for_what_a_commit_that_failed_has_done(path: str) -> None:
+    """A new epoch began below the events of that commit. They were never heard, and published a
+    second time when their publisher asked again."""
+    async with opened(path) as rig:
+        top = await rig.broker.subscribe("a.b")
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 2))
+        rig.ledger.fails_after = False
+        fork = await rig.broker.contradict("a.b", Position(top.epoch, 1, "f" * 16))
+        assert fork.offset == 2
+        assert fork.epoch != top.epoch
+        assert rig.notes.kinds("a.b") == ["events", "fork"]
+        answers = [accepted(each) for each in await rig.broker.publish(drafts("x", 3))]
+        assert [(a.position.offset, a.duplicate) for a in answers] == [
+            (1, True),
+            (2, True),
+            (3, False),
+        ]
+        assert rig.heard() == ["x1", "x2", "x3"]
+        assert ids(await rig.ledger.read(Query(channel="a.b", limit=10))) == ["x1", "x2", "x3"]
 
 
 async def test_a_commit_that_nobody_waits_for_any_more_is_not_overtaken(
@@ -375,6 +405,40 @@ async def test_two_who_come_first_get_one_epoch(path: str) -> None:
             rig.broker.subscribe("a.new"), rig.broker.top("a.new"), rig.broker.publish([draft("x")])
         )
         assert again[0] == again[1] == tops[0]
+
+
+async def test_nobody_gets_a_position_that_is_still_being_written(path: str) -> None:
+    """Who came second got it at once, and could hold one that no disk ever had."""
+    async with opened(path) as rig:
+        rig.ledger.gate = asyncio.Event()
+        asked = [asyncio.ensure_future(rig.broker.subscribe("a.new"))]
+        while not rig.ledger.waits:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        asked.append(asyncio.ensure_future(rig.broker.subscribe("a.new")))
+        done, _waiting = await asyncio.wait(asked, timeout=0.05)
+        assert not done
+        rig.ledger.gate.set()
+        first, second = await asyncio.gather(*asked)
+        assert first == second
+
+
+async def test_who_looks_for_a_channel_does_not_keep_others_from_making_it(path: str) -> None:
+    async with opened(path) as rig:
+        looked, made, again = await asyncio.gather(
+            rig.broker.top("a.b"), rig.broker.subscribe("a.b"), rig.broker.subscribe("a.b")
+        )
+        assert looked is None
+        assert made == again == await rig.broker.top("a.b")
+
+
+async def test_channels_that_are_made_at_once_keep_the_bound(path: str) -> None:
+    async with opened(path, max_channels=2) as rig:
+        answers = await asyncio.gather(
+            *(rig.broker.subscribe(f"a.{number}") for number in range(5)), return_exceptions=True
+        )
+        made = [answer for answer in answers if isinstance(answer, Position)]
+        assert len(made) == 2
+        assert sum(isinstance(answer, TooManyChannels) for answer in answers) == 3
 
 
 async def test_an_archive_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
