@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from msgspec.structs import replace
+
 from pubsub.archive import Entry, Kept, Purged, Query
 from pubsub.broker import History, HistoryRules
 from pubsub.channel_record import ChannelRecord
@@ -437,6 +439,9 @@ class DurableBroker(MemoryBroker):
         known = await self._ledger.top(channel)
         if known is None and make and self._has_room():
             known = await self._begin_epoch(channel, start(new_epoch(), least))
+        if known is not None and known.time > self._now() * 1000:
+            # A clock that went back may have left a time of use, which no event has.
+            known = replace(known, time=await self._ledger.last_time(channel))
         record = None if known is None else self._make(channel, self._monotonic())
         if known is not None and record is not None:
             record.top, record.time, record.floor = known.top, known.time, known.floor

@@ -60,6 +60,10 @@ class Ledger(Archive, Protocol):
         """
         ...
 
+    async def last_time(self, channel: str) -> int:
+        """Return the time of a channel's latest event, also of a purged one, 0 if there is none."""
+        ...
+
     async def published(self, since_ms: int) -> Sequence[PublishedId]:
         """Return the ids of all events of that time or later, also of purged ones, oldest first."""
         ...

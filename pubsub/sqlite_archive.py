@@ -16,6 +16,7 @@ from pubsub.schedules import Schedule
 from pubsub.sqlite_reading import (
     read_channels,
     read_events,
+    read_last_time,
     read_published,
     read_unarchived,
 )
@@ -122,6 +123,9 @@ class SqliteArchive:
     async def top(self, channel: str) -> LedgerRecord | None:
         # Where writes are done, since one may be under way that nobody waits for any more.
         return await self._writer.run(partial(read_record, channel=channel))
+
+    async def last_time(self, channel: str) -> int:
+        return await self._writer.run(partial(read_last_time, channel=channel))
 
     async def published(self, since_ms: int) -> list[PublishedId]:
         return await self._reader.run(partial(read_published, since_ms=since_ms), patient=True)

@@ -365,6 +365,30 @@ async def test_a_sweep_spares_what_is_in_memory(path: str) -> None:
         assert await rig.broker.top("a.b") is None
 
 
+async def test_a_clock_that_was_ahead_for_a_while_dates_no_later_event(path: str) -> None:
+    """A sweep took down that a channel was in use at that time. After a restart its events had
+    that time too, until the clock came there again."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    true_ms = round(clock.wall_s * 1000)
+    async with opened(path, **options) as rig:
+        for channel in ("a.used", "a.purged"):
+            await rig.broker.publish([draft("x", channel)])
+            await rig.broker.subscribe(channel)
+        clock.wall_s += 30 * DAY_S
+        await rig.broker.publish([draft("y", "a.purged")])
+        await rig.broker.purge("a.purged")
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        clock.wall_s -= 30 * DAY_S
+    async with opened(path, **options) as rig:
+        await rig.broker.publish([draft("z", "a.used"), draft("z", "a.purged")])
+        found = await rig.ledger.read(Query(channel="a.used", limit=10))
+        assert [event.time for event in found] == [true_ms, true_ms]
+        # Within a channel no time is before that of an earlier event, though it is gone.
+        found = await rig.ledger.read(Query(channel="a.purged", limit=10))
+        assert [event.time for event in found] == [round(true_ms + 30 * DAY_S * 1000)]
+
+
 async def test_a_position_before_the_first_event_outlives_a_sweep(path: str) -> None:
     """A record without an event was as old as can be: the first sweep after a restart deleted it,
     and with it the positions that its subscribers had."""
