@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
 class FaultyLedger(SqliteArchive):
     """A real one whose writes fail or wait when they are told to."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, now: Callable[[], float]) -> None:
+        super().__init__(path, clock_ms=lambda: round(now() * 1000))
         self.fails_before = False
         self.fails_after = False
         self.gate: asyncio.Event | None = None
@@ -55,7 +56,7 @@ class FaultyLedger(SqliteArchive):
 
 class Rig:
     def __init__(self, path: str, **options: Any) -> None:
-        self.ledger = FaultyLedger(path)
+        self.ledger = FaultyLedger(path, options.get("now", time.time))
         self.broker = DurableBroker(ChannelRules(RULES), self.ledger, **options)
         self.notes = Notes()
         self.broker.bind(self.notes)
@@ -363,6 +364,23 @@ async def test_a_sweep_spares_what_is_in_memory(path: str) -> None:
         rig.broker.sweep()
         await sweep(rig)
         assert await rig.broker.top("a.b") is None
+
+
+async def test_a_purge_begins_the_time_anew_on_the_disk_too(path: str) -> None:
+    """Subscribers were told of that position. A node that was stopped then kept it for as long as
+    the last event before it."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        await rig.broker.publish([draft("x")])
+        clock.advance(6 * DAY_S)
+        floor = await rig.broker.purge("a.b")
+    clock.advance(6 * DAY_S)
+    async with opened(path, **options) as rig:
+        # The first one takes the row that remembers the id.
+        for _ in range(2):
+            await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        assert await rig.broker.top("a.b") == floor
 
 
 async def test_a_clock_that_was_ahead_for_a_while_dates_no_later_event(path: str) -> None:
