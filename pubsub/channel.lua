@@ -128,6 +128,17 @@ local function fork(record, stream, least, epoch)
   record.offset = top
 end
 
+-- Whether a record may be made: there is room (1, or - if it is not counted), or the channel is counted
+-- still, since its record was lost or its time is over.
+local function fits(room, known, name)
+  return room ~= '0' or redis.call('ZSCORE', known, name)
+end
+
+-- Count a channel that has a new record; 1 if it was not counted, else 0.
+local function count_in(known, name, record)
+  return redis.call('ZADD', known, whole(record.lapses), name)
+end
+
 -- The envelope of a fork or a purge at the record's top.
 local function mark(kind, record)
   return '\146\1\148' .. cmsgpack.pack(kind) .. '\176' .. record.epoch

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from msgspec.structs import replace
+
 from pubsub.archive import Entry, Kept, Purged, Query
 from pubsub.broker import History, HistoryRules
 from pubsub.channel_record import ChannelRecord
@@ -17,7 +19,7 @@ from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.ledger import Ledger, LedgerRecord
 from pubsub.memory_broker import MemoryBroker, Run
-from pubsub.position import Position
+from pubsub.position import Position, new_epoch, start
 from pubsub.schedules import Schedule
 
 _log = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ class DurableBroker(MemoryBroker):
     For channels whose rule says `archive`: an acknowledged event is on the disk, and after a
     restart positions, history and idempotency go on. A commit that fails refuses its publishes
     and leaves no trace but where it cannot be known whether it was done; then the ledger is asked
-    before the channel goes on. Other channels are as with `MemoryBroker`.
+    before the channel goes on. No position is in memory that was not on the disk before. Other
+    channels are as with `MemoryBroker`.
 
     `call_timeout_s` is how long a publish waits for its commit; `wall_ms` is the time for events.
     """
@@ -81,6 +84,7 @@ class DurableBroker(MemoryBroker):
         self.committed = 0
         self.failures = 0
         self._ledger = ledger
+        ledger.idle_s = self._idle_s
         self._call_timeout_s = call_timeout_s
         self._window_ms = round(2 * idempotency_window_s * 1000)
         self._waiting: deque[_Publish | _Step] = deque()
@@ -151,7 +155,8 @@ class DurableBroker(MemoryBroker):
     async def subscribe(self, channel: str) -> Position:
         if self.archives(channel) and channel not in self._records:
             self._begin()
-            await self._recall(channel, make=True)
+            if await self._recall(channel, make=True) is None:
+                raise self._refusal()
         return await super().subscribe(channel)
 
     async def top(self, channel: str) -> Position | None:
@@ -179,11 +184,19 @@ class DurableBroker(MemoryBroker):
             return await inner(channel, evidence)
 
         async def work() -> Position:
-            await self._recall(channel)
-            top = await inner(channel, evidence)
-            record = self._records[channel]
-            await self._ledger.begin(LedgerRecord(channel, top, record.time, record.floor))
-            return top
+            record = await self._recall(channel, make=True, least=evidence.offset)
+            if record is None:
+                raise self._refusal()
+            if channel in self._doubtful:
+                await self._settle(channel)
+            self._alive(channel, self._monotonic())
+            if (top := self._refuted(record, evidence)) is not None:
+                self._doubtful.add(channel)
+                # First for good, then for all to see.
+                await self._begin_epoch(channel, top, record.time, record.floor)
+                self._doubtful.discard(channel)
+                self._fork(record, top)
+            return record.top
 
         return await self.in_turn(work)
 
@@ -375,6 +388,8 @@ class DurableBroker(MemoryBroker):
         """Find out whether a commit that failed was done, and publish what it brought."""
         record = self._records[channel]
         known = await self._ledger.top(channel)
+        if known is not None and known.top.epoch != record.top.epoch:
+            self._fork(record, known.top)
         while known is not None and known.top.offset > record.top.offset:
             query = Query(channel=channel, after=record.top.offset, limit=_MOST_EVENTS)
             events = await self._ledger.read(query)
@@ -395,37 +410,61 @@ class DurableBroker(MemoryBroker):
             self._begin()
             await self._recall(channel)
 
-    async def _recall(self, channel: str, *, make: bool = False) -> ChannelRecord | None:
+    async def _recall(
+        self, channel: str, *, make: bool = False, least: int = 0
+    ) -> ChannelRecord | None:
         """Return a channel's record, from the ledger if need be; None if there is none.
 
-        With `make` one is made, and None means that there is no room for it.
+        With `make` one is made, at offset `least`, and None means that there is no room for it.
         """
         record = self._records.get(channel)
-        if record is None:
+        joined = True
+        while record is None and joined:
             # Once at a time: two who made one would make two epochs.
             task = self._recalls.get(channel)
+            # Who is joined may not make one.
+            joined = task is not None and make
             if task is None:
-                task = asyncio.get_running_loop().create_task(self._read_record(channel))
+                task = asyncio.get_running_loop().create_task(self._bring(channel, make, least))
                 self._recalls[channel] = task
                 task.add_done_callback(lambda _done: self._recalls.pop(channel, None))
-            record = await asyncio.shield(task)
-        if record is None and make:
-            record = self._records.get(channel) or self._make(channel, self._monotonic())
-            if record is not None:
-                await self._ledger.begin(LedgerRecord(channel, record.top, 0, 0))
+            record = await asyncio.shield(task) or self._records.get(channel)
         if record is not None:
             # It must not lapse while events are given positions behind it.
             record.touched = self._monotonic()
         return record
 
-    async def _read_record(self, channel: str) -> ChannelRecord | None:
+    async def _bring(self, channel: str, make: bool, least: int) -> ChannelRecord | None:
+        """Put a record into memory, where everybody sees it, only once it is in the ledger."""
         known = await self._ledger.top(channel)
-        if known is None:
-            return None
-        record = self._make(channel, self._monotonic())
-        if record is not None:
+        if known is None and make and self._has_room():
+            known = await self._begin_epoch(channel, start(new_epoch(), least))
+        if known is not None and known.time > self._now() * 1000:
+            # A clock that went back may have left a time of use, which no event has.
+            known = replace(known, time=await self._ledger.last_time(channel))
+        record = None if known is None else self._make(channel, self._monotonic())
+        if known is not None and record is not None:
             record.top, record.time, record.floor = known.top, known.time, known.floor
         return record
+
+    async def _begin_epoch(
+        self, channel: str, top: Position, time: int = 0, floor: int = 0
+    ) -> LedgerRecord:
+        # It is in use now, event or not, and lapses from now on.
+        record = LedgerRecord(channel, top, max(time, int(self._now() * 1000)), floor)
+        await self._ledger.begin(record)
+        return record
+
+    def _idle_s(self, channel: str) -> float | None:
+        """Return for how long a channel was of use to nobody, None if it is not in memory."""
+        # In this order: who recalls it puts it into memory before the recall is over. The ledger
+        # asks from its own thread, behind all reads of it that are done.
+        if channel in self._recalls:
+            return 0.0
+        record = self._records.get(channel)
+        if record is None:
+            return None
+        return 0.0 if record.listed else self._monotonic() - record.touched
 
 
 def _fail(job: _Publish | _Step, error: PubSubError) -> None:

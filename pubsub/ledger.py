@@ -1,6 +1,6 @@
 """Where is an event kept? This file: what lets a single node go on after a restart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -11,7 +11,10 @@ from pubsub.schedules import Schedule
 
 
 class LedgerRecord(msgspec.Struct, frozen=True):
-    """Where a channel stands: its top, the time of its last event in ms, its purge floor."""
+    """Where a channel stands: its top, a time in ms, its purge floor.
+
+    The time is that of its last event, or later: one at which the channel was in use.
+    """
 
     channel: str
     top: Position
@@ -31,7 +34,13 @@ class Ledger(Archive, Protocol):
     """An archive that also keeps where each channel stands, in step with its events.
 
     `published` is for the start and may take longer than `call_timeout_s`.
+
+    `idle_s` is set by the broker, and called from any thread: for how long, in s, a channel was of
+    use to nobody, or None if the broker does not hold it. A record that is held is not swept, and
+    a sweep takes down how long it has been idle.
     """
+
+    idle_s: Callable[[str], float | None]
 
     async def fire(self, entries: Sequence[Entry], fired: Sequence[Schedule]) -> None:
         """Write entries and delete the schedules that are done with them: both or neither."""
@@ -49,6 +58,10 @@ class Ledger(Archive, Protocol):
 
         Answers behind every write that was begun before, those too that were given up meanwhile.
         """
+        ...
+
+    async def last_time(self, channel: str) -> int:
+        """Return the time of a channel's latest event, also of a purged one, 0 if there is none."""
         ...
 
     async def published(self, since_ms: int) -> Sequence[PublishedId]:

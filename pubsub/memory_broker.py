@@ -153,19 +153,9 @@ class MemoryBroker:
             record = self._make(channel, now, evidence.offset)
             if record is None:
                 raise self._refusal()
-            return record.top
-        top = record.top
-        if evidence.epoch != top.epoch:
-            return top
-        if evidence.offset <= top.offset:
-            check = record.check_at(evidence.offset)
-            if check is None or check == evidence.check:
-                return top
-        top = record.top = start(new_epoch(), max(top.offset, evidence.offset))
-        record.touched = now
-        if record.subscribed:
-            self._sink.on_fork(channel, top)
-        return top
+        elif (top := self._refuted(record, evidence)) is not None:
+            self._fork(record, top)
+        return record.top
 
     async def purge(self, channel: str) -> Position | None:
         now = self._begin()
@@ -262,9 +252,12 @@ class MemoryBroker:
     def _refusal(self) -> TooManyChannels:
         return TooManyChannels(f"{len(self._records)} channels are kept, as many as allowed")
 
+    def _has_room(self) -> bool:
+        return len(self._records) < self._max_channels
+
     def _make(self, channel: str, now: float, offset: int = 0) -> ChannelRecord | None:
         """Make a channel's record in a new epoch; None at the bound."""
-        if len(self._records) >= self._max_channels:
+        if not self._has_room():
             return None
         record = self._records[channel] = ChannelRecord(channel, start(new_epoch(), offset), now)
         self._file(record)
@@ -308,6 +301,26 @@ class MemoryBroker:
         self._litter.throw(record.events)
         record.events = []
         self._file(record)
+
+    # ---- forks
+
+    def _refuted(self, record: ChannelRecord, evidence: Position) -> Position | None:
+        """Return the top of a new epoch if a record is contradicted, else None; nothing is done."""
+        top = record.top
+        if evidence.epoch != top.epoch:
+            return None
+        if evidence.offset <= top.offset:
+            check = record.check_at(evidence.offset)
+            if check is None or check == evidence.check:
+                return None
+        return start(new_epoch(), max(top.offset, evidence.offset))
+
+    def _fork(self, record: ChannelRecord, top: Position) -> None:
+        """Begin a new epoch at its top, and tell the sink."""
+        record.top = top
+        record.touched = self._monotonic()
+        if record.subscribed:
+            self._sink.on_fork(record.name, top)
 
     # ---- publishing
 

@@ -6,15 +6,15 @@
 --       5 PUBLISH or SPUBLISH   6 room: 1 a new record may be made, 0 not   7 how long a record
 --       outlives its events, in ms   8 node   9 its lease in ms
 --       10 1: its events are archived
--- Returns {status, epoch, offset, check} of the top; status 0: there is a record, 1: one was made,
---       2: no room for one, and nothing was done.
+-- Returns {status, epoch, offset, check} of the top; status 0: done, 1: done and one more channel is
+--       counted, 2: no room for a record, and nothing was done.
 
 local now = clock(ARGV[1])
 local status = 0
 local forked = false
 local record = load(KEYS[1], now)
 if not record then
-  if ARGV[6] == '0' then
+  if not fits(ARGV[6], KEYS[3], ARGV[3]) then
     return { 2 }
   end
   status = 1
@@ -32,7 +32,7 @@ end
 redis.call('HSET', KEYS[1], 'n:' .. ARGV[8], whole(till))
 save(KEYS[1], record, now, tonumber(ARGV[7]))
 if status == 1 then
-  redis.call('ZADD', KEYS[3], whole(record.lapses), ARGV[3])
+  status = count_in(KEYS[3], ARGV[3], record)
 end
 if forked then
   redis.call(ARGV[5], ARGV[4], mark('fork', record))

@@ -15,8 +15,8 @@
 --       then for each event: id, body (packed, see envelope.py)
 -- Returns {status, epoch, offset before the first new event, then for each event: its check, or
 --       the first one's position if its id is known, x and its serial if it was cancelled, or
---       nothing}; status 0: done, 1: done with a new record, 2: no room for a new record, and
---       nothing new was published, 3: the claim has ended, and nothing was published.
+--       nothing}; status 0: done, 1: done and one more channel is counted, 2: no room for a new
+--       record, and nothing new was published, 3: the claim has ended, and nothing was published.
 
 local now = clock(ARGV[1])
 local window = tonumber(ARGV[10])
@@ -79,7 +79,7 @@ end
 local record = load(KEYS[1], now)
 local fork_it = not record
 if not record then
-  if ARGV[6] == '0' then
+  if not fits(ARGV[6], KEYS[5], ARGV[3]) then
     touch()
     answers[1] = 2
     return answers
@@ -159,7 +159,7 @@ if record.expires > 0 and record.listed == 0 and ARGV[6] ~= '-' then
 end
 save(KEYS[1], record, now, tonumber(ARGV[11]))
 if answers[1] == 1 and ARGV[6] ~= '-' then
-  redis.call('ZADD', KEYS[5], whole(record.lapses), ARGV[3])
+  answers[1] = count_in(KEYS[5], ARGV[3], record)
 end
 
 if window > 0 then

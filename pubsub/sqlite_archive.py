@@ -16,6 +16,7 @@ from pubsub.schedules import Schedule
 from pubsub.sqlite_reading import (
     read_channels,
     read_events,
+    read_last_time,
     read_published,
     read_unarchived,
 )
@@ -27,6 +28,9 @@ from pubsub.sqlite_writing import Writing, read_record
 # What the log of writes is cut to when it was merged into the database.
 _LOG_BYTES: Final = 64 * 1024 * 1024
 _PATIENCE_MS: Final = 100
+# The times of records in use may be behind by a part of the time to live, lest each sweep writes
+# them all. A record is kept for longer by twice as much: a round over all may take as long again.
+_PARTS: Final = 8
 
 
 class SqliteArchive:
@@ -34,7 +38,8 @@ class SqliteArchive:
 
     - `path`: the file, in a folder that exists. SQLite keeps two more beside it.
     - `keep_ids_s`: how long an event's id is kept at least, whatever its `expires`.
-    - `position_ttl_s`: how long a channel's record outlives its events.
+    - `position_ttl_s`: how long a channel's record outlives its events and its use, at least; at
+      most for longer by a quarter, and by the time that a round of sweeps takes.
     - `call_timeout_s`: see `Archive`; `start` may take longer, since a migration may.
     - `clock_ms`: the time in ms since 1970.
 
@@ -56,8 +61,10 @@ class SqliteArchive:
         # An id stands in a row of events, which its channel's record outlives.
         self._lapse_ms = round(max(position_ttl_s, keep_ids_s) * 1000)
         self._clock_ms = clock_ms
+        self._behind_ms = self._lapse_ms // _PARTS
         self._busy_ms = round(call_timeout_s * 1000)
         self._swept_to = ""
+        self.idle_s: Callable[[str], float | None] = lambda _channel: None
         self._writer = SqliteThread(
             "archive-write",
             partial(_open_writer, path, call_timeout_s),
@@ -117,6 +124,9 @@ class SqliteArchive:
         # Where writes are done, since one may be under way that nobody waits for any more.
         return await self._writer.run(partial(read_record, channel=channel))
 
+    async def last_time(self, channel: str) -> int:
+        return await self._writer.run(partial(read_last_time, channel=channel))
+
     async def published(self, since_ms: int) -> list[PublishedId]:
         return await self._reader.run(partial(read_published, since_ms=since_ms), patient=True)
 
@@ -172,8 +182,18 @@ class SqliteArchive:
             (self._swept_to, limit),
         ).fetchall()
         self._swept_to = looked[-1][0] if looked and len(looked) == limit else ""
-        lapsed = now_ms - self._lapse_ms
-        gone = [(channel,) for channel, at, used in looked if at <= lapsed and not used]
+        lapsed = now_ms - self._lapse_ms - 2 * self._behind_ms
+        gone: list[tuple[str]] = []
+        in_use: list[tuple[int, str]] = []
+        for channel, at, used in looked:
+            # What is held would be written anew at the next event, without what stands here only.
+            idle_s = self.idle_s(channel)
+            if idle_s is None:
+                if at <= lapsed and not used:
+                    gone.append((channel,))
+            elif at < (seen := now_ms - round(idle_s * 1000)) - self._behind_ms:
+                in_use.append((seen, channel))
+        connection.executemany("UPDATE channels SET time = ? WHERE channel = ?", in_use)
         for table in ("channels", "floors", "unarchived"):
             connection.executemany(f"DELETE FROM {table} WHERE channel = ?", gone)  # noqa: S608
 

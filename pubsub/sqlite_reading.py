@@ -82,6 +82,14 @@ def read_channels(connection: sqlite3.Connection, prefix: str, after: str, limit
     return [channel for (channel,) in rows]
 
 
+def read_last_time(connection: sqlite3.Connection, channel: str) -> int:
+    """Return the time of a channel's latest event, 0 if there is none."""
+    (time,) = connection.execute(
+        "SELECT ifnull(max(time), 0) FROM events WHERE channel = ?", (channel,)
+    ).fetchone()
+    return int(time)
+
+
 def read_published(connection: sqlite3.Connection, since_ms: int) -> list[PublishedId]:
     """Return the ids of events of a time or later, in the order in which they were written."""
     rows = connection.execute(

@@ -122,7 +122,9 @@ class Writing:
         if record is None or record.top.offset < floor.offset:
             self._put(LedgerRecord(channel, floor, self._now_ms, floor.offset))
         elif record.top.epoch == floor.epoch and record.floor < floor.offset:
-            self._put(LedgerRecord(channel, record.top, record.time, floor.offset))
+            # Subscribers are told of that position, which lapses from now on.
+            time = max(record.time, self._now_ms)
+            self._put(LedgerRecord(channel, record.top, time, floor.offset))
 
     def _raise_floors(self, channel: str, floor: Position) -> None:
         others = self._connection.execute(

@@ -79,8 +79,11 @@ class Machine(RuleBasedStateMachine):
         self.last_heard: dict[str, Position] = {}
         # Until when a lease may stand that is not the model's, or one be missing.
         self.leases: dict[str, float] = {}
-        # Channels that may be counted, though they have lapsed or were lost.
-        self.counted: set[str] = set()
+        # Whether the clock on the wall was set since time last passed, with sweeps.
+        self.stepped = False
+        # Channels that may be counted, though they have lapsed (up to a sweep) or were lost.
+        self.lapsed: set[str] = set()
+        self.lost: set[str] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(coroutine)
@@ -110,11 +113,13 @@ class Machine(RuleBasedStateMachine):
         # Nor is it made where there is no room, as far as one node knows.
         assert len(self.kept.channels) < self.most or self.copy is not None
         self.highest[name] = max(top.offset, self.highest.get(name, 0))
+        self.lapsed.discard(name)
+        self.lost.discard(name)
         return self.kept.make(name, top, self.now)
 
-    def full(self) -> bool:
-        """Say whether a new channel may be refused."""
-        return len({*self.kept.channels, *self.counted}) >= self.most
+    def full(self, name: str) -> bool:
+        """Say whether a channel without a record may be refused: others fill all places."""
+        return len({*self.kept.channels, *self.lapsed, *self.lost} - {name}) >= self.most
 
     def hear(self, name: str, kind: str, position: Position) -> None:
         if name in self.subscribed:
@@ -131,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         for (name, event_id), answer in zip(batch, answers, strict=True):
             if isinstance(answer, TooManyChannels):
                 assert name not in self.kept.channels
-                assert self.full()
+                assert self.full(name)
                 continue
             assert isinstance(answer, Published), answer
             assert (answer.channel, answer.id) == (name, event_id)
@@ -165,7 +170,7 @@ class Machine(RuleBasedStateMachine):
             top = self.run(self.rig.broker.subscribe(name))
         except TooManyChannels:
             assert name not in self.kept.channels
-            assert self.full()
+            assert self.full(name)
             return
         channel = self.kept.channels.get(name) or self.adopt(name, top)
         assert top == channel.top
@@ -211,7 +216,7 @@ class Machine(RuleBasedStateMachine):
             top = self.run(self.settled(self.rig.broker.contradict(name, evidence)))
         except TooManyChannels:
             assert channel is None
-            assert self.full()
+            assert self.full(name)
             return
         if channel is None:
             self.adopt(name, top, evidence.offset)
@@ -260,11 +265,11 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.001, 1.0, 9.0, 11.0, 25.0, 41.0, 130.0]), tidy=st.booleans())
     def time_passes(self, seconds: float, tidy: bool) -> None:
         self.run(self.rig.advance(seconds))
+        self.stepped = False
         self.compared()
         if tidy:
             self.run(self.rig.tidy())
-            for channel in self.kept.channels.values():
-                channel.floor_may_go |= self.rig.archived is not None and not channel.stored
+            self.lapsed.clear()
         self.expire(must=tidy)
 
     def expire(self, *, must: bool) -> None:
@@ -283,7 +288,8 @@ class Machine(RuleBasedStateMachine):
         top = self.run(self.rig.broker.top(name))
         if top is None:
             del self.kept.channels[name]
-            self.counted.add(name)
+            if not must:
+                self.lapsed.add(name)
             if self.rig.loss is None:
                 # Only a stream in Redis goes later than it must.
                 self.kept.forget(name)
@@ -295,16 +301,19 @@ class Machine(RuleBasedStateMachine):
     @rule(wall_s=st.sampled_from([-5_000.0, 5_000.0]))
     def clock_steps(self, wall_s: float) -> None:
         self.rig.clock.wall_s += wall_s
+        self.stepped = True
 
-    @rule()
-    def restart(self) -> None:
-        """The node goes, and another comes."""
+    @rule(tidy=st.booleans())
+    def restart(self, tidy: bool) -> None:
+        """The node goes, and another comes, which may sweep before anybody asks."""
         for name in sorted(self.subscribed):
             self.unsubscribe(name)
         self.run(self.rig.restart())
         if not self.rig.lasting:
             self.kept = Kept()
         elif not self.rig.one_clock:
+            if tidy:
+                self.run(self.rig.tidy())
             self.come_again()
 
     def come_again(self) -> None:
@@ -312,8 +321,9 @@ class Machine(RuleBasedStateMachine):
         for name, channel in list(self.kept.channels.items()):
             channel.hide()
             if self.run(self.rig.broker.top(name)) is None:
-                # By the clock on the wall, which the disk goes by.
+                # The disk goes by the clock on the wall, which may have been set since a sweep.
                 assert not channel.stored
+                assert self.stepped or channel.touched + POSITION_TTL_S <= self.now
                 del self.kept.channels[name]
                 self.kept.forget(name)
         age_s = 2 * WINDOW_S
@@ -335,6 +345,9 @@ class Machine(RuleBasedStateMachine):
         if what == "all":
             self.run(loss.lose_all(SIZES))
             self.miss(*kept.channels)
+            # The lists by which they are counted went too.
+            self.lapsed.clear()
+            self.lost.clear()
             self.kept = Kept()
         elif what == "record":
             self.run(loss.lose_record(name))
@@ -348,7 +361,7 @@ class Machine(RuleBasedStateMachine):
 
     def miss(self, *names: str) -> None:
         """Take note that channels have lost their leases with their records."""
-        self.counted.update(names)
+        self.lost.update(names)
         self.leases.update((name, inf) for name in names if name in self.subscribed)
 
     @precondition(lambda self: self.rig.loss is not None)
@@ -356,7 +369,7 @@ class Machine(RuleBasedStateMachine):
     def replicate(self) -> None:
         loss = self.rig.loss
         assert loss is not None
-        self.copy = self.kept.copy(), set(self.counted), self.run(loss.copy(SIZES))
+        self.copy = self.kept.copy(), self.lapsed | self.lost, self.run(loss.copy(SIZES))
 
     @precondition(lambda self: self.copy is not None)
     @rule(compare=st.booleans())
@@ -368,7 +381,8 @@ class Machine(RuleBasedStateMachine):
         kept, counted, copy = self.copy
         self.run(loss.go_back(copy))
         self.kept = kept.copy()
-        self.counted.update(counted)
+        self.lapsed.clear()
+        self.lost = set(counted)
         for name in SIZES:
             self.leases[name] = inf if name in self.subscribed else self.now + LEASE_S
         self.expire(must=False)
@@ -382,19 +396,19 @@ class Machine(RuleBasedStateMachine):
 
     def compared(self) -> None:
         """A node that has compared knows where its channels stand, and has its leases."""
-        refused = False
+        refused: list[str] = []
         for name in sorted(self.subscribed):
             channel = self.kept.channels.get(name)
             if channel is None:
                 top = self.run(self.rig.broker.top(name))
                 if top is None:
-                    refused = True
+                    refused.append(name)
                     continue
                 channel = self.adopt(name, top)
             if self.last_heard[name] != channel.top:
                 self.hear(name, "top", channel.top)
             self.leases.pop(name, None)
-        assert not refused or self.full()
+        assert all(map(self.full, refused))
 
     # ---- what must always be so
 
@@ -408,8 +422,6 @@ class Machine(RuleBasedStateMachine):
                 assert found is None
                 continue
             assert found is not None
-            if channel.floor_may_go and not found.floor:
-                channel.floor = 0
             assert (found.top, found.floor) == (channel.top, channel.floor)
             assert entries(found.events) == channel.shown
             times = [event.time for event in found.events]

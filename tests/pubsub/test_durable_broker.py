@@ -2,31 +2,34 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker_rig import Notes, accepted, draft, drafts, ids
+from broker_rig import Clock, Notes, accepted, draft, drafts, ids
 from config.rules import ChannelRule, ChannelRules
 from pubsub import durable_broker
 from pubsub.archive import Entry, Query
 from pubsub.durable_broker import DurableBroker
-from pubsub.errors import ArchiveUnavailable, BrokerUnavailable
+from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, TooManyChannels
 from pubsub.event import Published
+from pubsub.ledger import LedgerRecord
 from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
+DAY_S = 86_400.0
 RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
 
 
 class FaultyLedger(SqliteArchive):
     """A real one whose writes fail or wait when they are told to."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, now: Callable[[], float]) -> None:
+        super().__init__(path, clock_ms=lambda: round(now() * 1000))
         self.fails_before = False
         self.fails_after = False
         self.gate: asyncio.Event | None = None
@@ -44,10 +47,16 @@ class FaultyLedger(SqliteArchive):
         if self.fails_after:
             raise ArchiveUnavailable("told to fail, though it was done")
 
+    async def begin(self, record: LedgerRecord) -> None:
+        if self.gate is not None:
+            self.waits = True
+            await self.gate.wait()
+        await super().begin(record)
+
 
 class Rig:
     def __init__(self, path: str, **options: Any) -> None:
-        self.ledger = FaultyLedger(path)
+        self.ledger = FaultyLedger(path, options.get("now", time.time))
         self.broker = DurableBroker(ChannelRules(RULES), self.ledger, **options)
         self.notes = Notes()
         self.broker.bind(self.notes)
@@ -152,6 +161,29 @@ async def test_a_commit_that_was_done_though_it_failed_is_published_later(path: 
         assert rig.broker.doubtful == 0
         found = await rig.ledger.read(Query(channel="a.b", limit=10))
         assert ids(found) == ["x1", "x2", "x3"]
+
+
+async def test_a_fork_waits_for_what_a_commit_that_failed_has_done(path: str) -> None:
+    """A new epoch began below the events of that commit. They were never heard, and published a
+    second time when their publisher asked again."""
+    async with opened(path) as rig:
+        top = await rig.broker.subscribe("a.b")
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 2))
+        rig.ledger.fails_after = False
+        fork = await rig.broker.contradict("a.b", Position(top.epoch, 1, "f" * 16))
+        assert fork.offset == 2
+        assert fork.epoch != top.epoch
+        assert rig.notes.kinds("a.b") == ["events", "fork"]
+        answers = [accepted(each) for each in await rig.broker.publish(drafts("x", 3))]
+        assert [(a.position.offset, a.duplicate) for a in answers] == [
+            (1, True),
+            (2, True),
+            (3, False),
+        ]
+        assert rig.heard() == ["x1", "x2", "x3"]
+        assert ids(await rig.ledger.read(Query(channel="a.b", limit=10))) == ["x1", "x2", "x3"]
 
 
 async def test_a_commit_that_nobody_waits_for_any_more_is_not_overtaken(
@@ -300,6 +332,99 @@ async def test_a_new_epoch_and_a_purge_survive_a_restart(path: str) -> None:
         assert accepted(again).duplicate
 
 
+async def test_a_sweep_spares_what_is_in_memory(path: str) -> None:
+    """A clock that was set forward made the records of living channels look lapsed.
+
+    The sweep deleted them, the next publish wrote them anew without their purge floor, and a
+    restart lost it.
+    """
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+
+    async def sweep(rig: Rig) -> None:
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+
+    async with opened(path, **options) as rig:
+        await rig.broker.publish(drafts("x", 3))
+        floor = await rig.broker.purge("a.b")
+        assert floor is not None and floor.offset == 3
+        clock.wall_s += 30 * DAY_S
+        await sweep(rig)
+        assert await rig.broker.top("a.b") == floor
+    async with opened(path, **options) as rig:
+        # By the new time too it has not been idle for long.
+        await sweep(rig)
+        (answer,) = await rig.broker.publish([draft("y")])
+        assert accepted(answer).position.epoch == floor.epoch
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and (ids(found.events), found.floor) == (["y"], 3)
+        # Nobody has used it for the time that it outlives its use.
+        await rig.broker.purge("a.b")
+        clock.advance(30 * DAY_S)
+        rig.broker.sweep()
+        await sweep(rig)
+        assert await rig.broker.top("a.b") is None
+
+
+async def test_a_purge_begins_the_time_anew_on_the_disk_too(path: str) -> None:
+    """Subscribers were told of that position. A node that was stopped then kept it for as long as
+    the last event before it."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        await rig.broker.publish([draft("x")])
+        clock.advance(6 * DAY_S)
+        floor = await rig.broker.purge("a.b")
+    clock.advance(6 * DAY_S)
+    async with opened(path, **options) as rig:
+        # The first one takes the row that remembers the id.
+        for _ in range(2):
+            await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        assert await rig.broker.top("a.b") == floor
+
+
+async def test_a_clock_that_was_ahead_for_a_while_dates_no_later_event(path: str) -> None:
+    """A sweep took down that a channel was in use at that time. After a restart its events had
+    that time too, until the clock came there again."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    true_ms = round(clock.wall_s * 1000)
+    async with opened(path, **options) as rig:
+        for channel in ("a.used", "a.purged"):
+            await rig.broker.publish([draft("x", channel)])
+            await rig.broker.subscribe(channel)
+        clock.wall_s += 30 * DAY_S
+        await rig.broker.publish([draft("y", "a.purged")])
+        await rig.broker.purge("a.purged")
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        clock.wall_s -= 30 * DAY_S
+    async with opened(path, **options) as rig:
+        await rig.broker.publish([draft("z", "a.used"), draft("z", "a.purged")])
+        found = await rig.ledger.read(Query(channel="a.used", limit=10))
+        assert [event.time for event in found] == [true_ms, true_ms]
+        # Within a channel no time is before that of an earlier event, though it is gone.
+        found = await rig.ledger.read(Query(channel="a.purged", limit=10))
+        assert [event.time for event in found] == [round(true_ms + 30 * DAY_S * 1000)]
+
+
+async def test_a_position_before_the_first_event_outlives_a_sweep(path: str) -> None:
+    """A record without an event was as old as can be: the first sweep after a restart deleted it,
+    and with it the positions that its subscribers had."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        empty = await rig.broker.subscribe("a.empty")
+        assert await rig.broker.subscribe("a.forked") != empty
+        forked = await rig.broker.contradict(
+            "a.forked", Position((await rig.broker.subscribe("a.forked")).epoch, 5, "f" * 16)
+        )
+    clock.advance(6 * DAY_S)
+    async with opened(path, **options) as rig:
+        await rig.ledger.sweep(round(clock.wall_s * 1000), 100)
+        assert await rig.broker.subscribe("a.empty") == empty
+        assert await rig.broker.subscribe("a.forked") == forked
+
+
 async def test_closing_finishes_what_waits_and_then_refuses(path: str) -> None:
     rig = Rig(path)
     await rig.broker.start()
@@ -322,6 +447,40 @@ async def test_two_who_come_first_get_one_epoch(path: str) -> None:
             rig.broker.subscribe("a.new"), rig.broker.top("a.new"), rig.broker.publish([draft("x")])
         )
         assert again[0] == again[1] == tops[0]
+
+
+async def test_nobody_gets_a_position_that_is_still_being_written(path: str) -> None:
+    """Who came second got it at once, and could hold one that no disk ever had."""
+    async with opened(path) as rig:
+        rig.ledger.gate = asyncio.Event()
+        asked = [asyncio.ensure_future(rig.broker.subscribe("a.new"))]
+        while not rig.ledger.waits:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        asked.append(asyncio.ensure_future(rig.broker.subscribe("a.new")))
+        done, _waiting = await asyncio.wait(asked, timeout=0.05)
+        assert not done
+        rig.ledger.gate.set()
+        first, second = await asyncio.gather(*asked)
+        assert first == second
+
+
+async def test_who_looks_for_a_channel_does_not_keep_others_from_making_it(path: str) -> None:
+    async with opened(path) as rig:
+        looked, made, again = await asyncio.gather(
+            rig.broker.top("a.b"), rig.broker.subscribe("a.b"), rig.broker.subscribe("a.b")
+        )
+        assert looked is None
+        assert made == again == await rig.broker.top("a.b")
+
+
+async def test_channels_that_are_made_at_once_keep_the_bound(path: str) -> None:
+    async with opened(path, max_channels=2) as rig:
+        answers = await asyncio.gather(
+            *(rig.broker.subscribe(f"a.{number}") for number in range(5)), return_exceptions=True
+        )
+        made = [answer for answer in answers if isinstance(answer, Position)]
+        assert len(made) == 2
+        assert sum(isinstance(answer, TooManyChannels) for answer in answers) == 3
 
 
 async def test_an_archive_that_cannot_be_opened_says_so(tmp_path: Path) -> None:

@@ -224,6 +224,26 @@ async def test_room_is_made_when_channels_lapse(server: RedisServer) -> None:
             await broker.subscribe("e")
 
 
+async def test_a_channel_that_is_counted_takes_no_further_place(server: RedisServer) -> None:
+    """At the bound a channel whose record was evicted was refused: it was counted itself, up to
+    when its record would have lapsed."""
+    async with open_broker(server, Notes(), max_channels=3) as broker:
+        await broker.publish([draft("x", name) for name in ("a", "b", "c")])
+        lost = [await broker.top(name) for name in ("a", "b", "c")]
+        server.ask("DEL", *map(broker.keys.record, ("a", "b", "c")))
+        (answer,) = await broker.publish([draft("y", "a")])
+        evidence = Position("e" * 16, 5, "f" * 16)
+        found = [
+            accepted(answer).position,
+            await broker.subscribe("b"),
+            await broker.contradict("c", evidence),
+        ]
+        assert [at.offset for at in found] == [2, 1, 5]
+        assert all(old and old.epoch != at.epoch for old, at in zip(lost, found, strict=True))
+        (refused,) = await broker.publish([draft("x", "d")])
+        assert str(refused) == "3 channels are kept, as many as allowed"
+
+
 async def test_reserved_places_that_were_not_taken_refuse_nobody(server: RedisServer) -> None:
     """Two publishes to a channel that is there already left no room for a third that is new."""
     async with open_broker(server, Notes(), max_channels=2) as broker:

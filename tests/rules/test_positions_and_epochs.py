@@ -142,7 +142,7 @@ async def test_rule_04_a_subscribed_channel_never_goes(open_rig: OpenRig) -> Non
         await rig.advance(999)
         await rig.tidy()
         assert await rig.broker.top("a.b") == top
-        await rig.advance(1)
+        await rig.advance(1 + rig.late_s)
         await rig.tidy()
         assert await rig.broker.top("a.b") is None
 
@@ -160,7 +160,7 @@ async def test_rule_04_a_purge_or_a_fork_begins_the_time_anew(open_rig: OpenRig)
         await rig.advance(900)
         await rig.tidy()
         assert await rig.broker.top("a.b") == fork
-        await rig.advance(100)
+        await rig.advance(100 + rig.late_s)
         await rig.tidy()
         assert await rig.broker.top("a.b") is None
 

@@ -1,9 +1,10 @@
 """Rule 29: a node alone, whose archived events survive it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from pubsub.archive import Entry, Query
 from pubsub.durable_broker import DurableBroker
 from pubsub.errors import ArchiveUnavailable
 from pubsub.event import Event
+from pubsub.ledger import LedgerRecord
 from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
@@ -40,12 +42,19 @@ class Ledger(SqliteArchive):
         self.fails = ""
 
     async def write(self, entries: Sequence[Entry]) -> None:
+        await self._do(super().write(entries))
+        self.steps.append("committed")
+
+    async def begin(self, record: LedgerRecord) -> None:
+        await self._do(super().begin(record))
+
+    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
         if self.fails == "before":
+            work.close()
             raise ArchiveUnavailable("told to fail")
-        await super().write(entries)
+        await work
         if self.fails == "after":
             raise ArchiveUnavailable("told to fail, though it was done")
-        self.steps.append("committed")
 
 
 class Node:
@@ -120,6 +129,71 @@ async def test_rule_29_a_restart_reloads_positions(tmp_path: Path) -> None:
         (event,) = await node.broker.publish([draft("later")])
         assert accepted(event).position.epoch == last.position.epoch
         assert accepted(event).position.offset == 4
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+async def test_rule_29_no_position_is_handed_out_that_is_not_on_the_disk(
+    tmp_path: Path, fails: str
+) -> None:
+    """What could not be written stayed in memory. The next subscriber was given it as a position,
+    which nobody knew after a restart."""
+    async with life(tmp_path) as node:
+        node.ledger.fails = "before"
+        for _ in range(2):
+            with pytest.raises(ArchiveUnavailable):
+                await node.broker.subscribe("a.b")
+        node.ledger.fails = fails
+        with pytest.raises(ArchiveUnavailable):
+            await node.broker.publish([draft("x")])
+        node.ledger.fails = ""
+        assert ids(await node.ledger.read(Query(channel="a.b", limit=10))) == []
+        top = await node.broker.subscribe("a.b")
+        assert top.offset == 0
+    async with life(tmp_path) as node:
+        assert await node.broker.subscribe("a.b") == top
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+async def test_rule_29_a_new_epoch_is_told_only_when_it_is_on_the_disk(
+    tmp_path: Path, fails: str
+) -> None:
+    """One that could not be written was told and went on in memory; a restart went back to the one
+    before it."""
+    async with life(tmp_path) as node:
+        await node.broker.subscribe("a.b")
+        before = accepted((await node.broker.publish([draft("x")]))[0]).position
+        evidence = Position(before.epoch, 5, "f" * 16)
+        node.ledger.fails = fails
+        with pytest.raises(ArchiveUnavailable):
+            await node.broker.contradict("a.b", evidence)
+        assert await node.broker.top("a.b") == before
+        assert node.notes.kinds("a.b") == ["events"]
+        node.ledger.fails = ""
+        top = await node.broker.contradict("a.b", evidence)
+        assert top.epoch != before.epoch
+        assert top.offset == 5
+        assert node.notes.calls[1:] == [("fork", "a.b", top)]
+    async with life(tmp_path) as node:
+        assert await node.broker.top("a.b") == top
+
+
+async def test_rule_29_a_new_epoch_that_was_written_though_that_failed_is_told_later(
+    tmp_path: Path,
+) -> None:
+    """Events that went on in the one before it had no place in the ledger."""
+    async with life(tmp_path) as node:
+        await node.broker.subscribe("a.b")
+        before = accepted((await node.broker.publish([draft("x")]))[0]).position
+        node.ledger.fails = "after"
+        with pytest.raises(ArchiveUnavailable):
+            await node.broker.contradict("a.b", Position(before.epoch, 5, "f" * 16))
+        node.ledger.fails = ""
+        top = accepted((await node.broker.publish([draft("y")]))[0]).position
+        assert top.epoch != before.epoch
+        assert top.offset == 6
+        assert node.notes.kinds("a.b") == ["events", "fork", "events"]
+    async with life(tmp_path) as node:
+        assert await node.broker.top("a.b") == top
 
 
 async def test_rule_29_a_restart_reloads_floors_and_new_epochs(tmp_path: Path) -> None:

@@ -36,8 +36,7 @@ class Channel:
     """A channel that has a record.
 
     `shown` are the events that the rule shows, `stored` all that were neither purged nor lost, of
-    earlier records too. `floor_may_go`: nothing is on the disk that was above the floor, which may
-    be forgotten there while the record in memory lives on.
+    earlier records too.
     """
 
     top: Position
@@ -46,7 +45,6 @@ class Channel:
     shown: list[Entry] = field(default_factory=list)
     expires: float = 0.0
     floor: int = 0
-    floor_may_go: bool = False
 
     def add(self, event_id: str, size: int, now: float, ttl_s: float) -> Position:
         """Publish an event; return its position."""
