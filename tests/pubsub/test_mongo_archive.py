@@ -58,7 +58,7 @@ async def until_written(archive: MongoArchive, entries: list[Entry]) -> None:
 @pytest.mark.timeout(seconds=60)
 async def test_a_killed_server_is_unavailable_and_available_again(server: MongoServer) -> None:
     found = events(200)
-    async with started(MongoArchive(server.url, "galecast", call_timeout_s=1.0)) as archive:
+    async with started(MongoArchive(server.url, "galecast", call_timeout_s=3.0)) as archive:
         acknowledged = 0
 
         async def write() -> None:
@@ -88,7 +88,7 @@ async def test_a_killed_server_is_unavailable_and_available_again(server: MongoS
 
 @pytest.mark.timeout(seconds=60)
 async def test_a_frozen_server_is_given_up_in_time(server: MongoServer) -> None:
-    async with started(MongoArchive(server.url, "galecast", call_timeout_s=0.5)) as archive:
+    async with started(MongoArchive(server.url, "galecast", call_timeout_s=2.0)) as archive:
         await archive.write(kept(events(1)))
         server.stop()
         try:
@@ -98,7 +98,7 @@ async def test_a_frozen_server_is_given_up_in_time(server: MongoServer) -> None:
             answers = await asyncio.gather(*calls, *reads, return_exceptions=True)
             assert {type(answer) for answer in answers} == {ArchiveUnavailable}
             # Not one after another.
-            assert time.monotonic() - before < 5
+            assert time.monotonic() - before < 20
         finally:
             server.go_on()
         await until_written(archive, [*kept(events(4))])
