@@ -4,6 +4,10 @@ A life of a node begins when it takes a lease and ends when the lease is gone; i
 is random, marks all that the node enters meanwhile. Every heartbeat also looks for a life whose
 lease has lapsed, and claims it; so exactly one node cleans up behind another, and if that one dies
 too, the claim lapses like a lease.
+
+Leases also lapse while Redis is away. So only a node may claim that has renewed its own for a whole
+lease without a gap: it never found Redis away, every call was answered, and none came more than
+half a lease after the one before, by Redis's clock. Meanwhile all others that live renew theirs.
 """
 
 import asyncio
@@ -60,6 +64,7 @@ class NodeLease:
         self._monotonic = monotonic
         self._clock_ms = clock_ms
         self._renewed = -math.inf
+        self._gap = False
         self._one = asyncio.Lock()
 
     async def hold(self) -> str:
@@ -77,6 +82,10 @@ class NodeLease:
         """Renew the lease, or begin a new life if it is gone; raises BrokerUnavailable."""
         async with self._one:
             await self._beat()
+
+    def on_return(self) -> None:
+        """Redis was away, and others may see later than this node that it is back."""
+        self._gap = True
 
     async def bury(self, life: str) -> None:
         """Forget a life, all of whose entries were removed; raises BrokerUnavailable."""
@@ -116,8 +125,15 @@ class NodeLease:
     async def _ask(self, life: str, take: bool) -> Any:
         now = "" if self._clock_ms is None else self._clock_ms()
         lasts_ms = round(self.lease_s * 1000)
-        return await self._link.run(
-            self._scripts.lease,
-            self._keys.leases,
-            *(now, life, lasts_ms, int(take), self.claimed if not take else ""),
-        )
+        claimed = self.claimed if not take else ""
+        # What is noted while the call is under way is for the next one.
+        gap, self._gap = self._gap, False
+        try:
+            return await self._link.run(
+                self._scripts.lease,
+                self._keys.leases,
+                *(now, life, lasts_ms, int(take), claimed, int(gap)),
+            )
+        except BaseException:
+            self._gap = True
+            raise

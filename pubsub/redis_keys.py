@@ -19,6 +19,7 @@
     {prefix:p<n>}:lives          lives that have entries in the partition (set)
     {prefix:n}:leases            lives of nodes by when their lease ends (sorted set)
     {prefix:n}:claims            who cleans up behind a dead node (hash)
+    {prefix:n}:steady            since when lives renew their leases without a gap (hash)
     {prefix:n}:archivists        nodes that archive by when their lease ends (sorted set)
     {prefix:n}:shares            which of them archives which partition (hash)
     {prefix:n}:nodes             pub/sub channel to all nodes
@@ -65,7 +66,7 @@ class RedisKeys:
         # All that concerns nodes is in one slot: it is little, and asked for together.
         self._nodes = f"{{{prefix}:n}}"
         self.nodes = f"{self._nodes}:nodes"
-        self.leases = (f"{self._nodes}:leases", f"{self._nodes}:claims")
+        self.leases = (f"{self._nodes}:leases", f"{self._nodes}:claims", f"{self._nodes}:steady")
         self.shares = (f"{self._nodes}:archivists", f"{self._nodes}:shares")
         self._tags = [f"{{{prefix}:p{number}}}" for number in range(partitions)]
         self._lists = [(f"{tag}:known", f"{tag}:active", f"{tag}:due") for tag in self._tags]

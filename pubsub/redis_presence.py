@@ -186,6 +186,7 @@ class RedisPresence:
 
     def _on_return(self) -> None:
         """Redis may have forgotten, or missed a call."""
+        self.lease.on_return()
         self._entries.doubt_all()
         self._beat_soon.set()
 

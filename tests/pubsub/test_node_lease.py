@@ -160,6 +160,58 @@ async def test_when_redis_was_away_nobody_is_declared_dead_before_all_could_beat
         assert [lease.life for lease in rig.leases] == lives
 
 
+async def test_who_comes_right_after_an_outage_claims_nobody_for_a_lease() -> None:
+    async with bench(3) as rig:
+        fresh, *others = rig.leases
+        await fresh.end()
+        rig.clock.advance(LEASE_S * 3)
+        await fresh.beat()
+        await rig.pass_time(LEASE_S * 2 / 3, fresh)
+        assert fresh.claimed == ""
+        # Nothing was heard of the others for a whole lease, in which Redis was there.
+        await rig.pass_time(LEASE_S / 3, fresh)
+        assert fresh.claimed in [other.life for other in others]
+
+
+async def test_a_redis_that_goes_back_to_what_it_held_takes_nobody_for_dead() -> None:
+    """All leases have lapsed in it, though each node renewed its own a moment ago."""
+    async with bench(3) as rig:
+        server, keys = shared_redis(), keys_of(rig.leases[0]).leases
+        held = {key: server.ask("DUMP", key) for key in keys if server.ask("EXISTS", key)}
+        await rig.pass_time(LEASE_S * 3, *rig.leases)
+        server.ask("DEL", *keys)
+        for key, dumped in held.items():
+            server.ask("RESTORE", key, 0, dumped)
+        for _ in range(6):
+            for lease in rig.leases:
+                await lease.beat()
+                assert (lease.lives, lease.claimed) == (1, "")
+            rig.clock.advance(LEASE_S / 3)
+
+
+@pytest.mark.parametrize("jump_s", [3_600.0, -3_600.0])
+async def test_a_clock_that_jumps_kills_nobody_and_who_dies_then_is_found(jump_s: float) -> None:
+    async with bench(3) as rig:
+        dead, *others = rig.leases
+        rig.clock.wall_s += jump_s
+        for lease in rig.leases:
+            await lease.beat()
+            assert (lease.lives, lease.claimed) == (1, "")
+        await rig.pass_time(LEASE_S * 2 / 3, *rig.leases)
+        assert [lease.lives for lease in rig.leases] == [1, 1, 1]
+        await rig.pass_time(LEASE_S, *others)
+        assert sorted(lease.claimed for lease in others) == ["", dead.life]
+
+
+async def test_who_claims_others_is_forgotten_with_its_lease() -> None:
+    async with bench(2) as rig:
+        one, two = rig.leases
+        steady = keys_of(one).leases[2]
+        assert set(shared_redis().ask("HKEYS", steady)) == {one.life.encode(), two.life.encode()}
+        await one.end()
+        assert shared_redis().ask("HKEYS", steady) == [two.life.encode()]
+
+
 async def test_a_lease_that_is_trusted_costs_nothing() -> None:
     async with bench(1) as rig:
         (one,) = rig.leases
@@ -208,7 +260,7 @@ async def test_junk_among_the_leases_keeps_nobody_from_living() -> None:
     """A life that is no text was claimed, could not be read, and kept its claimer from beating."""
     async with bench(1) as rig:
         (one,) = rig.leases
-        leases, claims = keys_of(one).leases
+        leases, claims, _steady = keys_of(one).leases
         shared_redis().ask("ZADD", leases, 1, b"\xff\xfe n")
         await rig.pass_time(LEASE_S, one)
         assert (one.claimed, one.lives) == ("", 1)

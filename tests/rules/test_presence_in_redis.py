@@ -233,23 +233,6 @@ async def test_rule_23_a_heartbeat_is_one_call_whatever_the_node_entered(clock: 
             assert calls(server) - before == 1
 
 
-async def test_rule_23_nodes_that_live_are_spared_when_redis_was_away(
-    server: RedisServer, keys: RedisKeys, clock: Clock
-) -> None:
-    """All leases had lapsed, and whoever came first claimed the others."""
-    async with open_presence_nodes(server, 3, **timed(clock, keys)) as nodes:
-        for number, node in enumerate(nodes):
-            await node.enter(f"s{number}")
-        await rounds(clock, LEASE_S, *nodes)
-        clock.advance(2 * LEASE_S)
-        for node in nodes:
-            await node.store.lease.beat()
-            assert node.store.lease.claimed == ""
-        assert [node.store.lease.lives for node in nodes] == [1, 1, 1]
-        await rounds(clock, 2 * LEASE_S, *nodes)
-        assert await nodes[0].sessions() == ["s0", "s1", "s2"]
-
-
 @GONE
 async def test_rule_23_what_is_entered_under_a_lease_that_redis_forgot_goes_too(
     server: RedisServer, keys: RedisKeys, clock: Clock

@@ -176,7 +176,7 @@ class Caller:
     def _lease(self) -> Any:
         take = self.rng.random() < 0.4
         claimed = "" if take else self.rng.choice(("", self._life()))
-        parts = (self.now, self._life(), 9_000, int(take), claimed)
+        parts = (self.now, self._life(), 9_000, int(take), claimed, self.rng.randrange(2))
         return self.presence.lease, KEYS.leases, parts
 
     def _adopt(self) -> Any:
@@ -298,7 +298,7 @@ class Caller:
         partition = KEYS.partition(channel)
         queue = KEYS.queue(partition)[0]
         keys = [KEYS.record(channel), KEYS.stream(channel), KEYS.presence(channel)[0], queue]
-        keys += (KEYS.presence(channel)[2], KEYS.leases[0], KEYS.leases[1])
+        keys += (KEYS.presence(channel)[2], *KEYS.leases)
         key = self.rng.choice(keys)
         self.queued[partition] = []
         return None, (), self.rng.choice((("DEL", key), ("PEXPIRE", key, 0)))

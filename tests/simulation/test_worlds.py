@@ -15,13 +15,14 @@ from pubsub.envelope import pack_mark
 from sim_archive import Course as ArchiveCourse
 from sim_archive import archive_world
 from sim_delivery import Course, Story, World, delivery_world
+from sim_leases import LEASE_S, lease_world
 from sim_leases import Course as LeaseCourse
-from sim_leases import lease_world
+from sim_outages import outage_world
 from sim_presence import presence_world
 from sim_worlds import WORLDS
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SEEDS = {"delivery": 1_000, "leases": 1_000, "archive": 400, "presence": 60}
+SEEDS = {"delivery": 1_000, "leases": 1_000, "outages": 400, "archive": 400, "presence": 60}
 
 PROVOKED = [
     pytest.mark.expect_log("server.repair", "feed reset", required=False),
@@ -177,6 +178,16 @@ def test_what_was_announced_is_compared_with_who_is_here(harm: str) -> None:
                 world.check()
         else:
             assert not world._is_settled()
+
+
+def test_a_life_that_ended_without_a_reason_is_seen() -> None:
+    with outage_world(1) as world:
+        world.play()
+        life = world.alive()[0].presence.lease.life
+        world.store.look(("ZREM", world.keys.leases[0], life))
+        world.scheduler.run_for(LEASE_S)
+        with pytest.raises(AssertionError, match="taken for dead"):
+            world.check()
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from sim_scheduler import Process, Scheduler, virtual
 
 CHANNELS = ("a", "d")
 LEASE_S = 9.0
-# Beyond this nothing that a dead node left may be there: its lease, a quiet time, and a claim that
-# lapses with the node that had it.
+# Beyond this nothing that a dead node left may be there: its lease, another until a node may claim,
+# and a claim that lapses with the node that had it.
 SETTLE_S = 6 * LEASE_S
 PARTITIONS = 2
 
@@ -328,10 +328,12 @@ class LeaseWorld:
     def leftovers(self) -> list[str]:
         """What there is of lives that are over."""
         lives = {each.presence.lease.life.encode() for each in self.alive()}
-        leases, claims = self.keys.leases
-        held, claimed = self.store.look(("ZRANGE", leases, 0, -1), ("HGETALL", claims))
-        left = [str(name) for name in held if name not in lives]
-        left += [str(name) for name, _whose in _pairs(claimed) if b" " in name]
+        leases, claims, steady = self.keys.leases
+        held, claimed, renewing = self.store.look(
+            ("ZRANGE", leases, 0, -1), ("HGETALL", claims), ("HKEYS", steady)
+        )
+        left = [str(name) for name in (*held, *renewing) if name not in lives]
+        left += [str(name) for name, _whose in _pairs(claimed)]
         generations = {life.partition(b" ")[0] for life in lives}
         (keys,) = self.store.look(("KEYS", "{sim:*"))
         left += [
@@ -350,12 +352,11 @@ class LeaseWorld:
         now, before = self.scheduler.clock.wall_ms(), self._claims
         held: dict[bytes, tuple[int, bytes]] = {}
         for life, claim in values.get(self.keys.leases[1].encode(), {}).items():
-            if b" " in life:
-                till, _, whose = claim.partition(b" ")
-                held[life] = (int(till), whose)
-                had = before.get(life)
-                if had is not None and had[1] != whose:
-                    assert had[0] <= now, "two clean up behind one node"
+            till, _, whose = claim.partition(b" ")
+            held[life] = (int(till), whose)
+            had = before.get(life)
+            if had is not None and had[1] != whose:
+                assert had[0] <= now, "two clean up behind one node"
         self._claims = held
 
     def check(self) -> None:
@@ -416,11 +417,18 @@ def _scripts() -> PresenceScripts:
 
 
 @contextmanager
+def lease_scheduler(seed: int) -> Iterator[Scheduler]:
+    """The scheduler of a world that is still to be made."""
+    scripts = mock.patch("pubsub.redis_presence.PresenceScripts", _scripts)
+    with virtual(seed) as scheduler, scripts:
+        yield scheduler
+
+
+@contextmanager
 def lease_world(
     seed: int, server: Server | None = None, course: Course | None = None
 ) -> Iterator[LeaseWorld]:
     """A world that has not begun to go; its Redis is one in memory unless another is given."""
-    scripts = mock.patch("pubsub.redis_presence.PresenceScripts", _scripts)
-    with virtual(seed) as scheduler, scripts:
+    with lease_scheduler(seed) as scheduler:
         server = server or MemoryRedis(scheduler.clock.wall_ms)
         yield LeaseWorld(scheduler, course or Course.draw(scheduler.rng), server)

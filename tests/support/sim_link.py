@@ -64,6 +64,8 @@ class SimLink:
     def __init__(self, store: SimStore, process: Process) -> None:
         # Whoever calls.
         self.owner: Any = None
+        # Whether calls fail at once: Redis was away, and whether it is back was not tried yet.
+        self.shut = False
         self._store = store
         self._process = process
 
@@ -95,6 +97,8 @@ class SimLink:
         loop = self._process.loop
         deadline = loop.time() + self.call_timeout_s
         while True:
+            if self.shut:
+                raise BrokerUnavailable("Redis does not answer")
             answer: asyncio.Future[Any] = loop.create_future()
             self._send(command, answer)
             late = loop.call_at(deadline, _settle, answer, _Late())

@@ -327,11 +327,12 @@ class PresenceWorld:
     def leftovers(self) -> list[str]:
         """What there is of lives that are over."""
         lives = {each.presence.lease.life.encode() for each in self.alive()}
-        leases, claims = self.keys.leases
-        held, claimed = self.redis.ask(("ZRANGE", leases, 0, -1), ("HKEYS", claims))
-        names = [*held, *(each for each in claimed if b" " in each)]
-        left = [str(name) for name in names if name not in lives]
-        left += [str(name) for name in claimed if b" " in name]
+        leases, claims, steady = self.keys.leases
+        held, claimed, renewing = self.redis.ask(
+            ("ZRANGE", leases, 0, -1), ("HKEYS", claims), ("HKEYS", steady)
+        )
+        left = [str(name) for name in (*held, *renewing) if name not in lives]
+        left += [str(name) for name in claimed]
         generations = {life.partition(b" ")[0] for life in lives}
         left += [
             str(key)

@@ -11,6 +11,7 @@ from redis_server import RedisServer
 from sim_archive import archive_world
 from sim_delivery import delivery_world
 from sim_leases import lease_world
+from sim_outages import outage_world
 from sim_presence import presence_world
 from sim_redis import Wire
 
@@ -45,9 +46,16 @@ def wire() -> Wire:
 WORLDS: Final[dict[str, Callable[[int], AbstractContextManager[Run]]]] = {
     "delivery": delivery_world,
     "leases": lease_world,
+    "outages": outage_world,
     "archive": archive_world,
     "presence": presence_world,
 }
 
 # How many seeds are run of each if nobody says; the nodes of presence's are whole.
-SEEDS: Final = {"delivery": 2_000, "leases": 2_000, "archive": 2_000, "presence": 200}
+SEEDS: Final = {
+    "delivery": 2_000,
+    "leases": 2_000,
+    "outages": 2_000,
+    "archive": 2_000,
+    "presence": 200,
+}

@@ -45,6 +45,7 @@ SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
         (23,),
         ("pubsub/lease.lua", "pubsub/depart.lua", "pubsub/redis_presence.py", "pubsub/node_lease"),
     ),
+    "outages": ((23,), ("pubsub/lease.lua",)),
     "archive": (
         (1, 26, 27),
         (
@@ -58,7 +59,13 @@ SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
     ),
 }
 # Seeds that are to notice.
-_SEEDS: Final = {"delivery": 500, "leases": 1_000, "archive": 500, "presence": 150}
+_SEEDS: Final = {
+    "delivery": 500,
+    "leases": 1_000,
+    "outages": 1_000,
+    "archive": 500,
+    "presence": 150,
+}
 
 # Tests that hang are not tests that fail.
 LIMIT_S: Final = 60.0
