@@ -251,8 +251,8 @@ class DurableBroker(MemoryBroker):
     async def settle(self) -> None:
         """Find out about commits that failed, and publish what they brought; only `in_turn`."""
         for channel in list(self._doubtful):
-            await self._recall(channel, make=True)
-            await self._settle(channel)
+            if await self._recall(channel, make=True) is not None:
+                await self._settle(channel)
 
     # ---- commits
 
@@ -334,10 +334,11 @@ class DurableBroker(MemoryBroker):
         try:
             for channel in dict.fromkeys(draft.channel for job in group for draft in job.drafts):
                 record = await self._recall(channel, make=True)
+                if record is None:
+                    continue
                 if channel in self._doubtful:
                     await self._settle(channel)
-                if record is not None:
-                    runs[channel] = Run(record)
+                runs[channel] = Run(record)
             now, wall = self._monotonic(), int(self._now() * 1000)
             answers = [self._draw_job(job, runs, now, wall) for job in group]
             entries = [self._entry(event) for run in runs.values() for event in run.fresh]

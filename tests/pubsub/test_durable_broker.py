@@ -163,6 +163,23 @@ async def test_a_commit_that_was_done_though_it_failed_is_published_later(path: 
         assert ids(found) == ["x1", "x2", "x3"]
 
 
+async def test_a_channel_in_doubt_that_left_memory_needs_room_like_any_other(path: str) -> None:
+    clock = Clock()
+    async with opened(path, now=clock.wall, monotonic=clock.monotonic, max_channels=1) as rig:
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish([draft("x")])
+        rig.ledger.fails_after = False
+        clock.advance(30 * DAY_S)
+        rig.broker.sweep()
+        (taken,) = await rig.broker.publish([draft("p", channel="plain.c")])
+        assert isinstance(taken, Published)
+        (answer,) = await rig.broker.publish([draft("y")])
+        assert isinstance(answer, TooManyChannels)
+        await rig.broker.in_turn(rig.broker.settle)
+        assert rig.broker.doubtful == 1
+
+
 async def test_a_fork_waits_for_what_a_commit_that_failed_has_done(path: str) -> None:
     """A new epoch began below the events of that commit. They were never heard, and published a
     second time when their publisher asked again."""
