@@ -71,7 +71,10 @@ class Course:
 
     @property
     def shows_all(self) -> bool:
-        """Whether all that is published comes to every node, if late: nobody has to ask for it."""
+        """Whether all that is published comes to every node, if late, or its connection is lost.
+
+        Then nobody has to ask for it now and then.
+        """
         return not (self.fail_overs or self.faults.loss)
 
     @classmethod
@@ -308,7 +311,7 @@ class World:
 
     def break_ear(self) -> None:
         broker = self.rng.choice(self.backplane.brokers)
-        if self.course.faults.loss:
+        if self.course.faults.any():
             broker.ear.lose()
 
     def deafen(self) -> None:
