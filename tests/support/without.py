@@ -58,7 +58,7 @@ SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
     ),
 }
 # Seeds that are to notice.
-_SEEDS: Final = {"delivery": 500, "leases": 1_000, "archive": 500, "presence": 150}
+_SEEDS: Final = {"delivery": 1_000, "leases": 1_000, "archive": 500, "presence": 150}
 
 # Tests that hang are not tests that fail.
 LIMIT_S: Final = 60.0
