@@ -401,6 +401,6 @@ def test_the_stand_in_takes_things_as_an_archive_does() -> None:
     assert ARCHIVED.archive
     gap = Unarchived("a.b", "a" * 16, 1, 2, 3)
     archive = StandIn()
-    archive._take(gap)
-    archive._take(gap)
+    archive.take(gap)
+    archive.take(gap)
     assert archive.gaps == [gap]

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -194,13 +195,15 @@ class Caller:
     # Channels
 
     def _publish(self) -> Any:
-        channel = self.rng.choice(CHANNELS)
+        names = [f"e{self.rng.randrange(400)}" for _ in range(self.rng.choice((1, 2, 5)))]
+        return self.publish(self.rng.choice(CHANNELS), names)
+
+    def publish(self, channel: str, names: Sequence[str]) -> Any:
         partition = KEYS.partition(channel)
         keys = [KEYS.record(channel), KEYS.stream(channel), *KEYS.ids(channel)]
         keys += (*KEYS.lists(partition), *KEYS.queue(partition))
         parts: list[Any] = []
-        for _ in range(self.rng.choice((1, 2, 5))):
-            name = f"e{self.rng.randrange(400)}"
+        for name in names:
             parts += (name, pack_body(Draft(channel, name, "n", b'"x"')))
         rng = self.rng
         return (
@@ -314,44 +317,107 @@ class Caller:
             self.tops.append((answer[1].decode(), top, fresh[-1].decode()))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_calls_have_the_same_answers(seed: int) -> None:
-    began = time.monotonic()
-    model = MemoryRedis(lambda: time.time_ns() // 1_000_000)
-    sides = [Side(wire()), Side(model)]
-    caller = Caller(random.Random(seed))
-    met = set()
-    for _ in range(CALLS):
-        script, keys, parts = caller.draw()
+class Pair:
+    """Both servers, and who calls them: what they answer, publish and hold is the same."""
+
+    def __init__(self, seed: int) -> None:
+        self.began = time.monotonic()
+        self.model = MemoryRedis(lambda: time.time_ns() // 1_000_000)
+        self.sides = [Side(wire()), Side(self.model)]
+        self.caller = Caller(random.Random(seed))
+
+    def call(self, script: Script | None, keys: Sequence[str], parts: tuple[Any, ...]) -> Any:
+        """Let both carry a call out; return their answer."""
+        collects = script is self.caller.archive.collect
         answers = []
-        for side in sides:
+        for side in self.sides:
             given: Any = parts
-            if script is caller.archive.collect:
+            if collects:
                 given = (*parts[:3], *side.ids(parts[3:]))
             if script is not None:
                 given = ("EVAL", script.text, len(keys), *keys, *given)
             answer = side.call(given)
-            if script is caller.archive.collect and isinstance(answer, list):
+            if collects and isinstance(answer, list):
                 # How old the oldest is.
                 answer[1] = 0
             answers.append(answer)
         assert answers[0] == answers[1], (script and script.name, keys, parts)
-        pushed = [list(side.server.pushed) for side in sides]
+        pushed = [list(side.server.pushed) for side in self.sides]
         assert pushed[0] == pushed[1]
-        for side in sides:
+        for side in self.sides:
             side.server.pushed.clear()
-        caller.learn(script, keys, answers[0])
-        met.add((script and script.name, isinstance(answers[0], tuple)))
-        real, modelled = (side.dump() for side in sides)
+        self.caller.learn(script, keys, answers[0])
+        self._compare()
+        return answers[0]
+
+    def _compare(self) -> None:
+        real, modelled = (side.dump() for side in self.sides)
         assert real.keys() == modelled.keys()
         # A call came to one of them later than to the other, by no more than all took.
-        slack_ms = (time.monotonic() - began) * 1000 + 50
+        slack_ms = (time.monotonic() - self.began) * 1000 + 50
         for key, (held, lasts_ms) in real.items():
             also, also_ms = modelled[key]
             assert held == also, key
             assert (lasts_ms < 0) == (also_ms < 0) and abs(lasts_ms - also_ms) <= slack_ms, key
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_same_calls_have_the_same_answers(seed: int) -> None:
+    pair = Pair(seed)
+    met = set()
+    for _ in range(CALLS):
+        script, keys, parts = pair.caller.draw()
+        answer = pair.call(script, keys, parts)
+        met.add((script and script.name, isinstance(answer, tuple)))
     assert len(met) > 12
-    sides[0].server.end(PATTERN)
+    pair.sides[0].server.end(PATTERN)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_channel_is_trimmed_alike(seed: int) -> None:
+    """`MAXLEN ~` lets go of whole nodes, and what was let go within one leaves it no room.
+
+    The model cut to multiples of 100 entries, wherever a node began.
+    """
+    pair = Pair(seed)
+    rng, (channel, _other) = pair.caller.rng, CHANNELS
+    number, lengths = 0, []
+    for _ in range(60):
+        count = rng.choice((1, 20, 37, 100))
+        names = [f"long{number + place}" for place in range(count)]
+        number += count
+        pair.call(*pair.caller.publish(channel, names))
+        stream: Any = pair.model.find(KEYS.stream(channel).encode())
+        lengths.append(len(stream.ids))
+        if rng.random() < 0.2 and len(stream.ids) > 150:
+            oldest = b"%d-%d" % stream.ids[rng.choice((30, 130))]
+            pair.call(None, (), ("XTRIM", KEYS.stream(channel), "MINID", oldest))
+    assert any(later < earlier for earlier, later in pairwise(lengths))
+    pair.sides[0].server.end(PATTERN)
+
+
+def test_a_key_is_there_until_its_time_is_over() -> None:
+    """The model let it go a millisecond early: when nothing was left of its time."""
+    key, lasts_ms = f"{{{PREFIX}}}:ends", 5
+    now_ms = 1_000
+    model = MemoryRedis(lambda: now_ms)
+    model.ask([("SET", key, "x", "PX", lasts_ms)])
+    told = []
+    for _ in range(lasts_ms + 2):
+        told += model.ask([("PTTL", key)])
+        now_ms += 1
+    assert told == [5, 4, 3, 2, 1, 0, -2]
+    server = wire()
+    for _ in range(100):
+        server.ask([("SET", key, "x", "PX", lasts_ms)])
+        real: list[int] = []
+        while not real or real[-1] != -2:
+            real += server.ask([("PTTL", key)])
+        assert set(real) <= set(told)
+        # A process that has to wait does not look at it in each millisecond.
+        if 0 in real:
+            return
+    raise AssertionError("a key of Redis's goes earlier")
 
 
 @pytest.mark.parametrize("name", ["leases", "presence"])

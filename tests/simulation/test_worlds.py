@@ -205,7 +205,7 @@ def test_what_is_archived_is_compared_with_what_was_published(harm: str) -> None
             del database.kept[key]
         elif harm == "told missing":
             gap = Unarchived(key[0], at.epoch, at.offset, at.offset, kept.event.time)
-            database.gaps[key[0]] = [gap]
+            database.gaps.append(gap)
         elif harm == "purged":
             mark = pack_mark("purge", at)
             world.store.published.append((world.keys.address(key[0]).encode(), mark))

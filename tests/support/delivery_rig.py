@@ -88,7 +88,10 @@ class LineWire:
 
 
 class NotedConnection:
-    """A connection that notes what it was given; while `stalled` it counts as unsent."""
+    """A connection that notes what it was given; while `stalled` it counts as unsent.
+
+    `too_late` counts what came when it was closed.
+    """
 
     def __init__(self, low_bytes: int = 65_536) -> None:
         self.sent: list[bytes] = []
@@ -97,6 +100,7 @@ class NotedConnection:
         self.stalled = False
         self.paused = False
         self.closed: Closing | None = None
+        self.too_late = 0
         self.on_send: Callable[[], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self._low_bytes = low_bytes
@@ -105,6 +109,7 @@ class NotedConnection:
 
     def send(self, data: bytes) -> None:
         if self.closed is not None:
+            self.too_late += 1
             return
         self.sent.append(data)
         if self.on_send is not None:
@@ -192,6 +197,7 @@ class LossyBroker:
         self.sink: Sink
         self.purges = True
         self.forks = True
+        self.forked: list[Position] = []
 
     def bind(self, sink: Sink) -> None:
         self.sink = sink
@@ -206,6 +212,7 @@ class LossyBroker:
             self.sink.on_purge(channel, floor)
 
     def on_fork(self, channel: str, top: Position) -> None:
+        self.forked.append(top)
         if self.forks:
             self.sink.on_fork(channel, top)
 

@@ -78,7 +78,7 @@ class MemoryRedis:
     def find(self, key: bytes) -> Any:
         """Return what is at a key, or None."""
         end = self.ends.get(key)
-        if end is not None and end <= self.now_ms():
+        if end is not None and end < self.now_ms():
             self._forget(key)
         return self.values.get(key)
 
@@ -121,7 +121,8 @@ class MemoryRedis:
         if self.find(key) is None:
             return 0
         self.ends[key] = self.now_ms() + int(lasts)
-        self.find(key)
+        if int(lasts) <= 0:
+            self._forget(key)
         return 1
 
     def _persist(self, key: bytes) -> int:

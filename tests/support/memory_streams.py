@@ -5,11 +5,14 @@ Arguments are bytes; what has no place here is refused, rather than done otherwi
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Id = tuple[int, int]
-# `MAXLEN ~` lets whole nodes go, of so many entries (`stream-node-max-entries`).
+# Entries in a node (`stream-node-max-entries`), where nodes are bounded in nothing else; and the
+# most that one `MAXLEN ~` lets go.
 _NODE = 100
+_MOST_CUT = 100 * _NODE
 
 
 class ReplyError(Exception):
@@ -25,10 +28,19 @@ class Group:
         self.pending: dict[Id, bytes] = {}
 
 
+@dataclass(slots=True)
+class Node:
+    """A run of entries: how many are left, and how many were let go, whose place is not free."""
+
+    left: int = 0
+    gone: int = 0
+
+
 class Stream:
-    """Entries by id."""
+    """Entries by id, and the nodes in which they lie: `MAXLEN ~` lets go of whole ones."""
 
     def __init__(self) -> None:
+        self.nodes: list[Node] = []
         self.ids: list[Id] = []
         self.fields: list[list[bytes]] = []
         self.last: Id = (0, 0)
@@ -44,6 +56,9 @@ class Stream:
             raise ReplyError(
                 "ERR The ID specified in XADD is equal or smaller than the target stream top item"
             )
+        if not self.nodes or self.nodes[-1].left + self.nodes[-1].gone >= _NODE:
+            self.nodes.append(Node())
+        self.nodes[-1].left += 1
         self.ids.append(at)
         self.fields.append(list(fields))
         self.last = at
@@ -51,14 +66,24 @@ class Stream:
 
     def cut(self, count: int) -> int:
         """Let go of the oldest."""
-        count = max(0, count)
+        left = count = max(0, min(count, len(self.ids)))
+        while self.nodes and left >= self.nodes[0].left:
+            left -= self.nodes.pop(0).left
+        if left:
+            self.nodes[0].left -= left
+            self.nodes[0].gone += left
         del self.ids[:count]
         del self.fields[:count]
         return count
 
     def about(self, most: int) -> int:
         """Let whole nodes go, so that at least `most` entries are left."""
-        return self.cut((len(self.ids) - most) // _NODE * _NODE)
+        count = 0
+        for node in self.nodes:
+            if len(self.ids) - count - node.left < most or count + node.left > _MOST_CUT:
+                break
+            count += node.left
+        return self.cut(count)
 
     def range(self, first: bytes, last: bytes, count: int | None) -> list[Any]:
         begin, end = self._places(first, last)

@@ -8,7 +8,8 @@ from typing import Any
 
 from broker_rig import Notes, accepted
 from config.rules import ChannelRule
-from pubsub.archive import Entry, Kept, Purged, Query, Unarchived
+from kept_entries import KeptEntries, NotRead
+from pubsub.archive import Entry, Kept
 from pubsub.archivist import Archivist
 from pubsub.errors import ArchiveUnavailable
 from pubsub.event import Draft, Event, Published
@@ -23,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 @dataclass(slots=True)
-class StandIn:
+class StandIn(KeptEntries, NotRead):
     """An archive in memory; see `Archive` for what it promises.
 
     - `away`: all writes, and `start`, fail.
@@ -37,9 +38,6 @@ class StandIn:
     hold: asyncio.Event | None = None
     starts: int = 0
     writes: int = 0
-    kept: dict[tuple[str, str, int, str], Kept] = field(default_factory=dict)
-    floors: dict[str, int] = field(default_factory=dict)
-    gaps: list[Unarchived] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -55,41 +53,10 @@ class StandIn:
             raise ArchiveUnavailable("it does not take this one")
         self.writes += 1
         for entry in entries:
-            self._take(entry)
+            self.log.append(entry)
+            self.take(entry)
         if self.hold is not None:
             await self.hold.wait()
-
-    def _take(self, entry: Entry) -> None:
-        self.log.append(entry)
-        if isinstance(entry, Purged):
-            floor = max(self.floors.get(entry.channel, 0), entry.floor.offset)
-            self.floors[entry.channel] = floor
-            for key in [k for k in self.kept if k[0] == entry.channel and k[2] <= floor]:
-                del self.kept[key]
-        elif isinstance(entry, Unarchived):
-            if entry not in self.gaps:
-                self.gaps.append(entry)
-        else:
-            channel, at = entry.event.channel, entry.event.position
-            if at.offset > self.floors.get(channel, 0):
-                self.kept.setdefault((channel, at.epoch, at.offset, at.check), entry)
-
-    async def read(self, query: Query) -> list[Event]:
-        raise NotImplementedError
-
-    async def unarchived(
-        self, channel: str, *, after: int = 0, before: int | None = None
-    ) -> list[Unarchived]:
-        raise NotImplementedError
-
-    async def channels(self, *, prefix: str = "", after: str = "", limit: int) -> list[str]:
-        raise NotImplementedError
-
-    async def sweep(self, now_ms: int, limit: int) -> int:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
 
     def _check(self) -> None:
         if self.away:

@@ -30,7 +30,7 @@ from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_link import RedisLink
 from pubsub.redis_scripts import RedisScripts
-from sim_backplane import Faults
+from sim_course import RATES, NodeCourse, draw_faults
 from sim_database import Database, SimArchive, Troubles
 from sim_link import SimLink, SimStore
 from sim_redis import Server
@@ -45,28 +45,20 @@ FLUSH_S = 60.0
 
 
 @dataclass(slots=True)
-class Course:
+class Course(NodeCourse):
     """What a seed makes of a run, beside the order of things."""
 
-    steps: int = 15
-    nodes: int = 2
-    hurry: float = 0.02
     queue_max: int = 5
     # Every other node takes one entry more, as after a reload.
     uneven: bool = False
     most_entries: int = 500
     archive_ttl_s: float = 0.0
-    stalls: bool = False
-    crashes: bool = False
-    departures: bool = False
     purges: bool = False
-    outages: bool = False
     troubles: Troubles = field(default_factory=Troubles)
-    faults: Faults = field(default_factory=Faults)
 
     @classmethod
     def draw(cls, rng: random.Random) -> "Course":
-        rate = rng.choice((0.0, 0.0, 0.05, 0.2))
+        rate = rng.choice(RATES)
         return cls(
             steps=rng.choice((6, 12)),
             nodes=rng.choice((1, 2, 2, 3)),
@@ -81,11 +73,7 @@ class Course:
             purges=rng.random() < 0.3,
             outages=rng.random() < 0.3,
             troubles=Troubles.draw(rng),
-            faults=Faults(
-                refuse=rate * rng.random() / 2,
-                forget=rate * rng.random() / 2,
-                silence=rate * rng.random() / 4,
-            ),
+            faults=draw_faults(rng, rate),
         )
 
 
@@ -346,7 +334,7 @@ class ArchiveWorld:
                 at = event.position
                 known.discard((channel, at))
                 kept = database.kept.get((channel, at.epoch, at.offset, at.check))
-                told = _told(database.gaps.get(channel, []), event)
+                told = _told(database.gaps_of(channel), event)
                 if at.offset <= floors[channel]:
                     assert kept is None, f"{event.id} was purged, and is in the archive"
                     continue
@@ -379,7 +367,7 @@ class ArchiveWorld:
         return Counter(
             {
                 "events": len(self.acknowledged),
-                "gaps": sum(map(len, self.database.gaps.values())),
+                "gaps": len(self.database.gaps),
                 "writes": self.database.writes,
                 "failures": sum(each.archivist.failures for each in self.homes),
                 "crashes": sum(each.process.dead for each in self.homes),

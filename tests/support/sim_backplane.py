@@ -27,6 +27,8 @@ from sim_scheduler import Line, Process, Scheduler
 T = TypeVar("T")
 CALL_TIMEOUT_S = 5.0
 INTERVAL_S = 5.0
+# Longer than any run: how long a node may stand still is not what is tried here.
+WINDOW_S = 86_400.0
 NOWHERE = start("0" * 16)
 Content = Batch | Purge | Fork | bytes
 
@@ -96,8 +98,13 @@ class Backplane:
         self.scheduler = scheduler
         self.rng: random.Random = scheduler.rng
         self.faults = faults
+        # How often nodes compare tops.
+        self.interval_s = INTERVAL_S
         self.broker = TruthBroker(
-            rules, now=scheduler.clock.wall, monotonic=lambda: scheduler.clock.now
+            rules,
+            idempotency_window_s=WINDOW_S,
+            now=scheduler.clock.wall,
+            monotonic=lambda: scheduler.clock.now,
         )
         self.broker.truth = []
         self.broker.bind(self)
@@ -333,7 +340,7 @@ class SimBroker:
             cast(Any, SimpleNamespace(publish=self.publish, acknowledged=self.acknowledged)),
             self._heard,
             node=name,
-            interval_s=INTERVAL_S,
+            interval_s=backplane.interval_s,
             tell=lambda channel, top: self._sink.on_top(channel, top),
             versions=self._versions,
             tell_versions=lambda _versions: None,

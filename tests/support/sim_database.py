@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pubsub.archive import Entry, Kept, Purged, Query, Unarchived
+from kept_entries import KeptEntries, NotRead
+from pubsub.archive import Entry
 from pubsub.errors import ArchiveUnavailable
-from pubsub.event import Event
 from sim_scheduler import Process, Scheduler
-
-Key = tuple[str, str, int, str]
 
 
 @dataclass(slots=True)
@@ -33,46 +31,24 @@ class Troubles:
         self.refuse = self.part = self.forget = self.slow = 0.0
 
 
-class Database:
-    """What all nodes write to; see `pubsub.archive.Archive` for what it promises."""
+class Database(KeptEntries):
+    """What all nodes write to; `log` has events and gaps in the order in which each came first."""
 
     def __init__(self, scheduler: Scheduler, troubles: Troubles) -> None:
+        super().__init__()
         self.scheduler = scheduler
         self.rng = scheduler.rng
         self.troubles = troubles
         self.away = False
         self.writes = 0
-        self.kept: dict[Key, Kept] = {}
-        self.floors: dict[str, int] = {}
-        self.gaps: dict[str, list[Unarchived]] = {}
-        # Events, and gaps, in the order in which each came first.
         self.log: list[Entry] = []
 
     def write(self, entries: Sequence[Entry]) -> None:
         self.writes += 1
-        for entry in entries:
-            self._take(entry)
-
-    def _take(self, entry: Entry) -> None:
-        if isinstance(entry, Purged):
-            floor = max(self.floors.get(entry.channel, 0), entry.floor.offset)
-            self.floors[entry.channel] = floor
-            for key in [k for k in self.kept if k[0] == entry.channel and k[2] <= floor]:
-                del self.kept[key]
-        elif isinstance(entry, Unarchived):
-            told = self.gaps.setdefault(entry.channel, [])
-            if entry not in told:
-                told.append(entry)
-                self.log.append(entry)
-        else:
-            channel, at = entry.event.channel, entry.event.position
-            key = (channel, at.epoch, at.offset, at.check)
-            if at.offset > self.floors.get(channel, 0) and key not in self.kept:
-                self.kept[key] = entry
-                self.log.append(entry)
+        self.log += [entry for entry in entries if self.take(entry)]
 
 
-class SimArchive:
+class SimArchive(NotRead):
     """How one node reaches it."""
 
     def __init__(self, database: Database, process: Process) -> None:
@@ -106,23 +82,6 @@ class SimArchive:
             database.write(entries)
             good = dice >= troubles.refuse + troubles.part + troubles.forget
         database.scheduler.soon(self._process, partial(_settle, answer, good))
-
-    async def read(self, query: Query) -> list[Event]:
-        raise NotImplementedError
-
-    async def unarchived(
-        self, channel: str, *, after: int = 0, before: int | None = None
-    ) -> list[Unarchived]:
-        raise NotImplementedError
-
-    async def channels(self, *, prefix: str = "", after: str = "", limit: int) -> list[str]:
-        raise NotImplementedError
-
-    async def sweep(self, now_ms: int, limit: int) -> int:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
 
 
 def _settle(answer: "asyncio.Future[None]", good: bool) -> None:

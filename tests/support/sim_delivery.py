@@ -8,7 +8,7 @@ was told so without a reason.
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -30,16 +30,17 @@ from server.auth import Auth
 from server.feed import State
 from server.metrics import Metrics
 from server.node import Node, assemble
-from server.repair import Repair
 from server.session import Session
 from server.timetable import Timetable
-from sim_backplane import Backplane, Faults, SimBroker
+from sim_backplane import CALL_TIMEOUT_S, Backplane, Faults, SimBroker
 from sim_clients import Client, Place, Publisher, SimConnection, Visit, at
+from sim_rules import PIECE_BYTES, watched
 from sim_scheduler import Line, Process, Scheduler, virtual
 
 CHANNEL = "a.b"
 LINGER_S = 3.0
 SETTLE_S = 300.0
+NEVER_S = 1_000_000.0
 DAY_S = 86_400.0
 
 
@@ -68,6 +69,14 @@ class Course:
         """Whether nothing is lost, so that nobody may be told so."""
         return not (self.fail_overs or self.purges) and self.history > 1_000
 
+    @property
+    def shows_all(self) -> bool:
+        """Whether all that is published comes to every node, if late, or its connection is lost.
+
+        Then nobody has to ask for it now and then.
+        """
+        return not (self.fail_overs or self.faults.loss)
+
     @classmethod
     def draw(cls, rng: random.Random) -> "Course":
         faulty = rng.random() < 0.8
@@ -88,7 +97,7 @@ class Course:
             crashes=rng.random() < 0.3,
             stalls=rng.random() < 0.3,
             faults=Faults(
-                loss=rate * rng.random(),
+                loss=rate * rng.random() * rng.choice((0, 1, 1)),
                 repeat=rate * rng.random(),
                 reorder=rate * rng.random(),
                 refuse=rate * rng.random() / 2,
@@ -123,28 +132,13 @@ def scaled(course: Course) -> Iterator[None]:
         for name, value in (
             ("server.hub.RING_SIZE", course.ring),
             ("server.subscribing._PIECE", course.piece),
+            ("server.subscribing._PIECE_BYTES", PIECE_BYTES),
             ("server.repair._PIECE", course.piece),
             *((("server.fanout._LOOK_EVERY", 1), ("server.fanout._HOLD_S", -1.0)) * course.sliced),
         ):
             stack.enter_context(mock.patch(name, value))
-        stack.enter_context(mock.patch.object(Repair, "run", _run_alone(Repair.run)))
+        stack.enter_context(watched())
         yield
-
-
-def _run_alone(run: Callable[[Repair], Awaitable[None]]) -> Any:
-    """Rule 15: repair happens once per channel and node."""
-    under_way: set[int] = set()
-
-    async def run_alone(repair: Repair) -> None:
-        feed = id(repair._feed)
-        assert feed not in under_way, "a feed is repaired twice at a time"
-        under_way.add(feed)
-        try:
-            await run(repair)
-        finally:
-            under_way.discard(feed)
-
-    return run_alone
 
 
 class World:
@@ -157,6 +151,8 @@ class World:
         rule = ChannelRule(match=">", history_size=course.history, history_ttl_s=DAY_S)
         self.rules = ChannelRules((), rule)
         self.backplane = Backplane(scheduler, self.rules, copy(course.faults))
+        if course.shows_all:
+            self.backplane.interval_s = NEVER_S
         self.wires = [LineWire(), LineWire()]
         self.places: list[Place] = []
         self.clients: list[Client] = []
@@ -212,9 +208,11 @@ class World:
         here = [each for each in self.clients if each.here and each.visit.session_id]
         if here and self.rng.random() < 0.1:
             exclude = self.rng.choice(here).visit.session_id
+        padding = b" " * self.rng.choice((0, 0, 0, 150))
         for _ in range(self.rng.choice((1, 1, 1, 2, 5, 20))):
             number = next(self._numbers)
-            drafts.append(Draft(CHANNEL, f"e{number}", "n", b'"%d"' % number, exclude=exclude))
+            data = b'"%d%s"' % (number, padding)
+            drafts.append(Draft(CHANNEL, f"e{number}", "n", data, exclude=exclude))
         publisher = Publisher(drafts, self.place, self._published, self._again)
         self.publishers.append(publisher)
         publisher.attempt()
@@ -313,12 +311,39 @@ class World:
 
     def break_ear(self) -> None:
         broker = self.rng.choice(self.backplane.brokers)
-        if self.course.faults.loss:
+        if self.course.faults.any():
             broker.ear.lose()
 
     def deafen(self) -> None:
         if self.course.faults.loss:
             self.rng.choice(self.backplane.brokers).ear.deaf = True
+
+    def be_away(self) -> None:
+        """No call is carried out, for longer than one waits."""
+        faults = self.backplane.faults
+        if faults.refuse:
+            rate, faults.refuse = faults.refuse, 1.0
+            self.read()
+            self.scheduler.run_for(1.5 * CALL_TIMEOUT_S)
+            faults.refuse = rate
+
+    def lag(self) -> None:
+        """Somebody comes back to much that they missed, does not read, and much happens."""
+        away = [each for each in self.clients if not each.here and each.position()]
+        if away:
+            client = self.rng.choice(away)
+            for _ in range(3):
+                self.publish()
+            self.scheduler.run(40)
+            self.visit(client, client.position())
+            client.visit.connection.stalled = True
+            self.scheduler.run(40)
+            (action,) = self.rng.choices((self.publish, self.purge, self.be_away), (2, 1, 1))
+            if action != self.purge or self.course.purges:
+                action()
+            self.scheduler.run(20)
+            client.visit.connection.stalled = False
+            self.scheduler.soon(client.visit.place.process, client.visit.connection.read)
 
     def purge(self) -> None:
         self.purges += 1
@@ -376,6 +401,8 @@ class World:
             self.come: 14,
             self.go: 6,
             self.hop: 6,
+            self.lag: 4,
+            self.be_away: 0.5,
             self.read: 12,
             self.tend: 8,
             self.break_ear: 1.5,
@@ -458,6 +485,10 @@ class World:
         if not self.fail_overs:
             assert len({event.id for event in self.truth}) == len(self.truth), "published twice"
         top = str(self.backplane.broker._records[CHANNEL].top)
+        for place in self.places:
+            feed = place.node.hub.feeds.get(CHANNEL) if place.alive else None
+            if feed is not None and feed.sequence.ring.maxlen:
+                assert feed.sequence.at(feed.top.offset - 1), "a feed keeps nothing of the newest"
         for client in self.clients:
             Story(self, truth, client).check(top)
 

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import count
 from typing import Any, cast
@@ -24,7 +24,7 @@ from pubsub.presence_scripts import PresenceScripts
 from pubsub.redis_broker import RedisBroker
 from pubsub.redis_keys import RedisKeys
 from pubsub.redis_presence import RedisPresence
-from sim_backplane import Faults
+from sim_course import RATES, PresenceCourse, draw_faults
 from sim_link import SimLink, SimStore
 from sim_redis import Server
 from sim_scheduler import Process, Scheduler, virtual
@@ -38,27 +38,12 @@ PARTITIONS = 2
 
 
 @dataclass(slots=True)
-class Course:
+class Course(PresenceCourse):
     """What a seed makes of a run, beside the order of things."""
-
-    steps: int = 15
-    nodes: int = 3
-    hurry: float = 0.02
-    stalls: bool = False
-    crashes: bool = False
-    departures: bool = False
-    outages: bool = False
-    wipes: bool = False
-    faults: Faults = field(default_factory=Faults)
-
-    @property
-    def harmless(self) -> bool:
-        """Whether nothing happens by which a session that is here may seem gone."""
-        return not (self.stalls or self.outages or self.wipes or self.faults.any())
 
     @classmethod
     def draw(cls, rng: random.Random) -> "Course":
-        rate = rng.choice((0.0, 0.0, 0.05, 0.2))
+        rate = rng.choice(RATES)
         return cls(
             steps=rng.choice((5, 12)),
             nodes=rng.choice((2, 2, 3)),
@@ -68,11 +53,7 @@ class Course:
             departures=rng.random() < 0.3,
             outages=rng.random() < 0.3,
             wipes=rng.random() < 0.15,
-            faults=Faults(
-                refuse=rate * rng.random() / 2,
-                forget=rate * rng.random() / 2,
-                silence=rate * rng.random() / 4,
-            ),
+            faults=draw_faults(rng, rate),
         )
 
 

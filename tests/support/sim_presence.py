@@ -1,8 +1,8 @@
 """Presence over Redis in a simulated world: nodes that stall, die, wake and forget.
 
-The nodes are whole: `RedisBroker`, `RedisPresence`, hub and sessions. What is checked: all leave
-once and only with a reason, what a dead node left is removed and announced by one survivor, Redis
-holds exactly who is here, and everybody who watches has seen that.
+The nodes are whole: `RedisBroker`, `RedisPresence`, hub and sessions; the scripts run in a Redis in
+memory. What is checked: all leave once and only with a reason, what a dead node left is removed and
+announced by one survivor, Redis holds exactly who is here, and everybody who watches has seen that.
 """
 
 import random
@@ -28,8 +28,8 @@ from server.node import Node, assemble
 from server.principal import Principal, service_grants
 from server.session import Session
 from server.timetable import Timetable
-from sim_backplane import Faults
 from sim_clients import Client, Place, SimConnection, Visit
+from sim_course import RATES, PresenceCourse, draw_faults
 from sim_delivery import metrics, settings
 from sim_redis import Server, SimRedis, SimTopology
 from sim_scheduler import Line, Process, Scheduler, virtual
@@ -42,28 +42,15 @@ _prefixes = count()
 
 
 @dataclass(slots=True)
-class Course:
+class Course(PresenceCourse):
     """What a seed makes of a run, beside the order of things."""
 
     steps: int = 30
-    nodes: int = 3
     look_s: float = 0.0
-    hurry: float = 0.02
-    stalls: bool = False
-    crashes: bool = False
-    departures: bool = False
-    outages: bool = False
-    wipes: bool = False
-    faults: Faults = field(default_factory=Faults)
-
-    @property
-    def harmless(self) -> bool:
-        """Whether nothing happens by which a session that is here may seem gone."""
-        return not (self.stalls or self.outages or self.wipes or self.faults.any())
 
     @classmethod
     def draw(cls, rng: random.Random) -> "Course":
-        rate = rng.choice((0.0, 0.0, 0.05, 0.2))
+        rate = rng.choice(RATES)
         return cls(
             steps=rng.choice((15, 30)),
             nodes=rng.choice((2, 3)),
@@ -74,12 +61,7 @@ class Course:
             departures=rng.random() < 0.3,
             outages=rng.random() < 0.15,
             wipes=rng.random() < 0.15,
-            faults=Faults(
-                loss=rate * rng.random(),
-                refuse=rate * rng.random() / 2,
-                forget=rate * rng.random() / 2,
-                silence=rate * rng.random() / 4,
-            ),
+            faults=draw_faults(rng, rate, loss=True),
         )
 
 

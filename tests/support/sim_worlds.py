@@ -36,7 +36,8 @@ class Run(Protocol):
 @cache
 def wire() -> Wire:
     """A connection to a Redis of this process's own."""
-    server = RedisServer()
+    # In memory, too, only the number of entries bounds a node of a stream.
+    server = RedisServer("stream-node-max-bytes 0")
     server.start()
     # Processes of a pool end without `atexit`.
     Finalize(None, server.close, exitpriority=10)

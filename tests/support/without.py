@@ -60,7 +60,7 @@ SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
 }
 # Seeds that are to notice.
 _SEEDS: Final = {
-    "delivery": 500,
+    "delivery": 1_000,
     "leases": 1_000,
     "outages": 1_000,
     "archive": 500,
