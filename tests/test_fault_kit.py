@@ -9,6 +9,7 @@ import pytest
 
 from fake_clock import FakeClock
 from small_disk import SmallDisk
+from spawning import spawned
 
 _NOW = "import time; print(time.time(), time.monotonic())"
 
@@ -54,3 +55,29 @@ def test_a_clock_jumps_both_ways_and_the_monotonic_one_does_not(tmp_path: Path) 
     clock.jump(-1_000)
     behind, _later = read()
     assert -1_000 <= behind - wall < -900
+
+
+def test_a_program_that_could_not_be_read_is_started_again() -> None:
+    failures = [OSError(errno.EFAULT, "Bad address")] * 2
+
+    def start() -> str:
+        if failures:
+            raise failures.pop()
+        return "started"
+
+    assert spawned(start) == "started"
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EFAULT])
+def test_a_program_that_cannot_be_started_is_told_of(code: int) -> None:
+    tried = 0
+
+    def start() -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError(code, "no")
+
+    with pytest.raises(OSError, match="no") as caught:
+        spawned(start)
+    assert caught.value.errno == code
+    assert tried == (1 if code == errno.ENOENT else 5)

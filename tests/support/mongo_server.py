@@ -23,6 +23,7 @@ from pymongo.errors import PyMongoError
 
 from pubsub.archive_url import parse_archive_url
 from redis_server import free_port
+from spawning import spawned
 
 START_S = 20.0
 MISSING = "there is neither a mongod nor a ferretdb"
@@ -72,7 +73,9 @@ class MongoServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self.folder / "output").open("ab") as output:
-            self._process = subprocess.Popen(self._command(), stdout=output, stderr=output)
+            self._process = spawned(
+                lambda: subprocess.Popen(self._command(), stdout=output, stderr=output)
+            )
         deadline = time.monotonic() + START_S
         with self.open() as client:
             while not _answers(client):

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ports import steady_ports
+from spawning import spawned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NGINX = ROOT / "deploy" / "nginx"
@@ -153,7 +154,9 @@ class NginxServer:
 
     def test(self) -> str:
         """Return what `nginx -t` says of the configuration; raises where it is not valid."""
-        done = subprocess.run([*self._command(), "-t"], capture_output=True, text=True)
+        done = spawned(
+            lambda: subprocess.run([*self._command(), "-t"], capture_output=True, text=True)
+        )
         assert done.returncode == 0, done.stderr
         return done.stderr
 
@@ -164,8 +167,10 @@ class NginxServer:
     def __enter__(self) -> "NginxServer":
         try:
             with (self.folder / "output").open("wb") as output:
-                self._process = subprocess.Popen(
-                    [*self._command(), "-g", "daemon off;"], stdout=output, stderr=output
+                self._process = spawned(
+                    lambda: subprocess.Popen(
+                        [*self._command(), "-g", "daemon off;"], stdout=output, stderr=output
+                    )
                 )
             deadline = time.monotonic() + _START_S
             while not self._answers():

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from spawning import spawned
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 _LISTENING = re.compile(r"listening on (http://\S+?:(\d+))")
 _PATIENCE_S = 20.0
@@ -29,13 +31,15 @@ class ServerProcess:
         before: Sequence[str] = (),
     ) -> None:
         command = [*before, sys.executable, "-m", "server.cli", "serve", "--port", "0"]
-        self._process = subprocess.Popen(
-            [*command, *(arguments or ("--dev",))],
-            cwd=ROOT,
-            env={**os.environ, "GALECAST_LOG_FORMAT": "json", **(environ or {})},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        self._process = spawned(
+            lambda: subprocess.Popen(
+                [*command, *(arguments or ("--dev",))],
+                cwd=ROOT,
+                env={**os.environ, "GALECAST_LOG_FORMAT": "json", **(environ or {})},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
         self._lines: list[str] = []
         self._changed = threading.Condition()

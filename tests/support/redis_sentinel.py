@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from redis_server import RedisServer, encrypted, find_redis_server
+from spawning import spawned
 
 SERVICE = "main"
 START_S = 20.0
@@ -67,8 +68,10 @@ class SentinelServer(RedisServer):
             config.write_text("\n".join(self._lines) + "\n")
         self.socket.unlink(missing_ok=True)
         with (self.folder / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [program, str(config), "--sentinel"], stdout=output, stderr=output
+            self._process = spawned(
+                lambda: subprocess.Popen(
+                    [program, str(config), "--sentinel"], stdout=output, stderr=output
+                )
             )
         deadline = time.monotonic() + START_S
         while not self._answers():

@@ -23,6 +23,7 @@ import pytest
 import redis
 
 from ports import steady_ports
+from spawning import spawned
 
 START_S = 10.0
 
@@ -49,7 +50,7 @@ def find_redis_server() -> str | None:
 @cache
 def is_redis_6(program: str) -> bool:
     """Whether a redis-server is older than the 7 that some settings came with."""
-    return " v=6." in subprocess.check_output([program, "--version"], text=True)
+    return " v=6." in spawned(lambda: subprocess.check_output([program, "--version"], text=True))
 
 
 @cache
@@ -151,7 +152,7 @@ class RedisServer:
         self.socket.unlink(missing_ok=True)
         with (self.folder / "output").open("wb") as output:
             command = [*self._before, program, str(config)]
-            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+            self._process = spawned(lambda: subprocess.Popen(command, stdout=output, stderr=output))
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:

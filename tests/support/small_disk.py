@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from processes import ROOT
+from spawning import spawned
 
 # Whoever is not root is, in a namespace of users of its own.
 _ROOT: Final = os.geteuid() == 0
@@ -42,8 +43,10 @@ class SmallDisk:
         self._size_bytes = size_bytes
         self.path = Path(tempfile.mkdtemp(prefix="disk-"))
         arguments = ["sh", str(size_bytes), str(self.path)]
-        self._holder = subprocess.Popen(
-            [*_UNSHARE, "sh", "-c", _MOUNT, *arguments], stdout=subprocess.PIPE
+        self._holder = spawned(
+            lambda: subprocess.Popen(
+                [*_UNSHARE, "sh", "-c", _MOUNT, *arguments], stdout=subprocess.PIPE
+            )
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"mounted\n"
