@@ -23,7 +23,7 @@ from server.load_layout import Layout
 from server.load_machine import listeners, need_files
 from server.load_opening import Opened, Refusal
 from server.load_plot import plot
-from server.load_publisher import PublishRefused
+from server.load_publisher import PublisherClosed, PublishRefused
 from server.load_report import LoadReport
 from server.load_run import Moment, Plan
 from server.load_target import LoadFailed
@@ -204,6 +204,9 @@ def explain(failed: LoadFailed) -> str:
     """Return what went wrong in words for whoever asked, with the setting that matters."""
     if isinstance(failed, PublishRefused):
         return _refused("a publish was refused", failed.answer, _PUBLISH_HINTS)
+    if isinstance(failed, PublisherClosed):
+        reason = _field(failed.answer, "reason")
+        return f"a publisher's session was closed: {reason}{_hint(reason, _PUBLISH_HINTS)}"
     if not isinstance(failed, Refusal):
         return str(failed)
     answer = failed.answer

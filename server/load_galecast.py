@@ -153,6 +153,7 @@ def _over_session(encoding: str, hello: bytes, *, anonymous: bool) -> Publishing
         build=build,
         acked=_mark(encoding, "published"),
         refused=_mark(encoding, "error"),
+        closing=_mark(encoding, "closing"),
         hello=hello,
         first=_message(encoding, type="connect", ref=1) if anonymous else b"",
         ready=_mark(encoding, "connected"),

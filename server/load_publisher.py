@@ -9,8 +9,6 @@ from typing import Final
 from server.load_target import LoadFailed, Publishing, mark_of
 
 _SHOWN: Final = 300
-# The first byte of a close frame; no answer over HTTP begins so.
-_CLOSE: Final = 0x88
 
 
 class PublishRefused(LoadFailed):
@@ -18,6 +16,14 @@ class PublishRefused(LoadFailed):
 
     def __init__(self, answer: bytes) -> None:
         super().__init__(f"a publish was refused: {answer.decode('utf-8', 'replace')}")
+        self.answer = answer
+
+
+class PublisherClosed(LoadFailed):
+    """The server ended a publisher's session; `answer` is what it said."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(f"a publisher's session was closed: {answer.decode('utf-8', 'replace')}")
         self.answer = answer
 
 
@@ -92,8 +98,6 @@ class LoadPublisher:
         except BlockingIOError:
             # Only room to write.
             return -1
-        if size and buffer[0] == _CLOSE:
-            raise LoadFailed(f"a publisher's session was closed: {_reason(bytes(buffer[:size]))}")
         way = self._way
         data = self._tail + buffer[:size]
         # What is split between two reads is seen once, and so is what was whole before.
@@ -101,7 +105,9 @@ class LoadPublisher:
         if way.refused and way.refused in data:
             at = data.index(way.refused)
             raise PublishRefused(bytes(data[max(0, at - _SHOWN) : at + _SHOWN]))
-        self._tail = bytes(data[-(max(len(way.acked), len(way.refused)) - 1) :])
+        if way.closing and way.closing in data:
+            raise PublisherClosed(bytes(data[data.index(way.closing) :][:_SHOWN]))
+        self._tail = bytes(data[-(max(map(len, (way.acked, way.refused, way.closing))) - 1) :])
         return size
 
     def keep_alive(self) -> None:
@@ -129,10 +135,3 @@ class LoadPublisher:
             raise LoadFailed(f"publishing ended: {error.strerror or error}") from None
         if size < len(data):
             self._out.append(data[size:])
-
-
-def _reason(frame: bytes) -> str:
-    """Return the code and the reason in a close frame."""
-    code = int.from_bytes(frame[2:4], "big")
-    reason = frame[4 : 2 + frame[1]].decode("utf-8", "replace")
-    return f"{code} {reason}".strip()

@@ -69,14 +69,15 @@ class Publishing(msgspec.Struct, frozen=True, kw_only=True):
     `accepted`; then `first` is sent, and it is ready when `ready` was seen. `build` makes one
     message of events, each a channel and the data's mark; it is called once for each message, in
     the order in which they are sent on this connection. `acked` stands once in what the server
-    says of every event that was taken, `refused` wherever it says no. `keepalive` is sent as often
-    as a subscriber's, if there is one.
+    says of every event that was taken, `refused` wherever it says no, `closing` where it says that
+    the session ends. `keepalive` is sent as often as a subscriber's, if there is one.
     """
 
     name: str
     build: Callable[[Sequence[tuple[str, bytes]]], bytes]
     acked: bytes
     refused: bytes
+    closing: bytes = b""
     hello: bytes = b""
     first: bytes = b""
     ready: bytes = b""

@@ -128,6 +128,13 @@ def test_too_large_an_event(node: ServerProcess, capsys: Capture) -> None:
     assert "limits.data_bytes" in err
 
 
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+def test_too_large_a_frame(node: ServerProcess, capsys: Capture, encoding: str) -> None:
+    assert bench(node, "--sessions", "2", "--size", "200000", "--encoding", encoding) == 1
+    err = capsys.readouterr().err
+    assert "a publisher's session was closed: too_large (see limits.data_bytes" in err
+
+
 def test_too_small_an_event(node: ServerProcess, capsys: Capture) -> None:
     assert bench(node, "--size", "5") == 1
     assert "cannot be smaller than 18 bytes" in capsys.readouterr().err

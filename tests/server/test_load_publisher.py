@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.load_galecast import galecast
-from server.load_publisher import LoadPublisher, PublishRefused
-from server.load_target import LoadFailed, Publishing
+from server.load_publisher import LoadPublisher, PublisherClosed, PublishRefused
+from server.load_target import Publishing
 
-ACKED, REFUSED = b"taken;", b"refused-for-good;"
+ACKED, REFUSED, CLOSING = b"taken;", b"refused-for-good;", b"this-is-the-end;"
 
 
 class Link:
@@ -27,6 +27,7 @@ class Link:
             build=lambda events: b"".join(b"%s=%s;" % (n.encode(), d) for n, d in events),
             acked=ACKED,
             refused=REFUSED,
+            closing=CLOSING,
         )
         self.publisher = LoadPublisher(own, way, [0, 2], ["a", "b", "c"], b"pp", self.sent)
         self.buffer = bytearray(1 << 16)
@@ -53,10 +54,13 @@ def test_events_go_to_the_lanes_in_turn_with_their_numbers(link: Link) -> None:
     assert link.publisher.published == 3
 
 
-def test_a_server_that_closes_the_session_is_quoted(link: Link) -> None:
-    link.peer.send(b"\x88\x12" + (1009).to_bytes(2, "big") + b"message too long")
-    with pytest.raises(LoadFailed, match=r"session was closed: 1009 message too long$"):
+def test_what_a_server_says_that_ends_the_session_is_kept(link: Link) -> None:
+    link.peer.send(CLOSING[:4])
+    link.publisher.take(link.buffer)
+    link.peer.send(CLOSING[4:] + b"too much")
+    with pytest.raises(PublisherClosed, match="session was closed") as caught:
         link.publisher.take(link.buffer)
+    assert caught.value.answer == CLOSING + b"too much"
 
 
 @given(st.lists(st.integers(0, 4), max_size=12), st.lists(st.integers(1, 9), max_size=40))
