@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_clock import FakeClock
+from ports import steady_ports
 from small_disk import SmallDisk
 from spawning import spawned
 
@@ -81,3 +82,26 @@ def test_a_program_that_cannot_be_started_is_told_of(code: int) -> None:
         spawned(start)
     assert caught.value.errno == code
     assert tried == (1 if code == errno.ENOENT else 5)
+
+
+def test_no_two_processes_of_tests_get_the_same_ports() -> None:
+    own = steady_ports(150)
+    program = "from ports import steady_ports; print(*steady_ports(150)); input()"
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parent / "support",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ports = list(own)
+    for each in others:
+        assert each.stdout is not None
+        ports += map(int, each.stdout.readline().split())
+    for each in others:
+        each.communicate("\n")
+    assert len(ports) == 450
+    assert len(set(ports)) == 450
