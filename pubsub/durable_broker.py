@@ -6,16 +6,16 @@ acknowledged. Publishes that wait while a commit runs go into the next one toget
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from pubsub.archive import Entry, Kept, Purged, Query
 from pubsub.broker import History, HistoryRules
 from pubsub.channel_record import ChannelRecord
-from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, PubSubError
+from pubsub.commit_queue import MOST_EVENTS, Answers, CommitQueue, Publish
+from pubsub.errors import ArchiveUnavailable, PubSubError
 from pubsub.event import Draft, Event, Published
 from pubsub.ledger import Ledger, LedgerRecord
 from pubsub.memory_broker import MemoryBroker, Run
@@ -24,38 +24,7 @@ from pubsub.schedules import Schedule
 
 _log = logging.getLogger(__name__)
 
-# What goes into one commit, about.
-_MOST_EVENTS: Final = 2_000
-_MOST_BYTES: Final = 4 * 1024 * 1024
-# What may wait for the next ones; more is refused.
-_MOST_WAITING: Final = 20_000
-_MOST_WAITING_BYTES: Final = 64 * 1024 * 1024
-_EVENT_BYTES: Final = 256
-_CLOSE_S: Final = 5.0
-
 _T = TypeVar("_T")
-_Answers = list[Published | PubSubError]
-
-
-class _Publish:
-    """Events that wait for a commit."""
-
-    __slots__ = ("done", "drafts", "size")
-
-    def __init__(self, drafts: Sequence[Draft], done: "asyncio.Future[_Answers]") -> None:
-        self.drafts = drafts
-        self.done = done
-        self.size = sum(len(draft.data) + _EVENT_BYTES for draft in drafts)
-
-
-class _Step:
-    """What takes its turn between commits, since it changes where a channel stands."""
-
-    __slots__ = ("done", "work")
-
-    def __init__(self, work: Callable[[], Awaitable[Any]], done: "asyncio.Future[Any]") -> None:
-        self.work = work
-        self.done = done
 
 
 class DurableBroker(MemoryBroker):
@@ -85,13 +54,8 @@ class DurableBroker(MemoryBroker):
         self.failures = 0
         self._ledger = ledger
         ledger.idle_s = self._idle_s
-        self._call_timeout_s = call_timeout_s
+        self._queue = CommitQueue(self._commit, call_timeout_s)
         self._window_ms = round(2 * idempotency_window_s * 1000)
-        self._waiting: deque[_Publish | _Step] = deque()
-        self._waiting_events = 0
-        self._waiting_bytes = 0
-        self._some = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
         self._recalls: dict[str, asyncio.Task[ChannelRecord | None]] = {}
         # Channels of which a commit failed: it may have been done.
         self._doubtful: set[str] = set()
@@ -104,7 +68,7 @@ class DurableBroker(MemoryBroker):
     @property
     def waiting(self) -> int:
         """How many events wait for a commit."""
-        return self._waiting_events
+        return self._queue.events
 
     async def start(self) -> None:
         """Open the ledger and remember the ids of late; raises ArchiveUnavailable."""
@@ -117,35 +81,27 @@ class DurableBroker(MemoryBroker):
                 recent, _older = self._ids.open(record.ids, now)
                 recent[each.id] = each.position
                 self._ids.added(1, now)
-        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self._queue.start()
 
     async def close(self) -> None:
         """Finish the commits that wait, a few seconds at most, and close the ledger."""
-        worker, self._worker = self._worker, None
         self._closed = True
-        if worker is not None:
-            self._some.set()
-            _done, late = await asyncio.wait([worker], timeout=_CLOSE_S)
-            if late:
-                worker.cancel()
-                await asyncio.wait([worker])
+        await self._queue.close()
         for task in list(self._recalls.values()):
             await asyncio.wait([task])
-        while self._waiting:
-            _fail(self._waiting.popleft(), BrokerUnavailable("the broker is closed"))
         await self._ledger.close()
         await super().close()
 
     # ---- the broker
 
-    async def publish(self, drafts: Sequence[Draft]) -> _Answers:
+    async def publish(self, drafts: Sequence[Draft]) -> Answers:
         places = [n for n, draft in enumerate(drafts) if self.archives(draft.channel)]
         if not places:
             return await super().publish(drafts)
         self._begin()
         if len(places) == len(drafts):
-            return await self._commit_soon(drafts)
-        durable = await self._commit_soon([drafts[n] for n in places])
+            return await self._queue.publish(drafts)
+        durable = await self._queue.publish([drafts[n] for n in places])
         others = set(range(len(drafts))).difference(places)
         plain = await super().publish([drafts[n] for n in sorted(others)])
         found = dict(zip(places, durable, strict=True))
@@ -224,19 +180,15 @@ class DurableBroker(MemoryBroker):
     async def in_turn(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do work between two commits, and return what it does; once begun, it is done."""
         self._begin()
-        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Step(work, done))
-        self._some.set()
-        return await self._answer(done)
+        return await self._queue.in_turn(work)
 
-    async def commit(self, schedules: Sequence[Schedule]) -> _Answers:
+    async def commit(self, schedules: Sequence[Schedule]) -> Answers:
         """Publish schedules of archived channels and delete them, in one; only `in_turn`."""
-        done: asyncio.Future[_Answers] = asyncio.get_running_loop().create_future()
-        job = _Publish([schedule.draft for schedule in schedules], done)
+        job = Publish([schedule.draft for schedule in schedules])
         await self._commit([job], schedules)
-        return await done
+        return await job.done
 
-    async def hand_out(self, drafts: Sequence[Draft]) -> _Answers:
+    async def hand_out(self, drafts: Sequence[Draft]) -> Answers:
         """Publish to channels that are not archived."""
         return await super().publish(drafts)
 
@@ -256,76 +208,7 @@ class DurableBroker(MemoryBroker):
 
     # ---- commits
 
-    async def _commit_soon(self, drafts: Sequence[Draft]) -> _Answers:
-        done: asyncio.Future[_Answers] = asyncio.get_running_loop().create_future()
-        job = _Publish(drafts, done)
-        if (
-            self._waiting_events + len(drafts) > _MOST_WAITING
-            or self._waiting_bytes + job.size > _MOST_WAITING_BYTES
-        ) and self._waiting:
-            raise BrokerUnavailable("too many events wait for the archive")
-        self._waiting.append(job)
-        self._waiting_events += len(drafts)
-        self._waiting_bytes += job.size
-        self._some.set()
-        return await self._answer(done)
-
-    async def _answer(self, done: "asyncio.Future[_T]") -> _T:
-        try:
-            async with asyncio.timeout(self._call_timeout_s):
-                return await asyncio.shield(done)
-        except TimeoutError:
-            raise ArchiveUnavailable("the archive did not answer in time") from None
-        finally:
-            # What is not begun yet is left out then.
-            done.cancel()
-
-    async def _work(self) -> None:
-        """Commit what waits, one group after the other."""
-        while True:
-            while not self._waiting:
-                if self._closed:
-                    return
-                self._some.clear()
-                await self._some.wait()
-            first = self._waiting[0]
-            if isinstance(first, _Step):
-                self._waiting.popleft()
-                await self._take_step(first)
-            elif group := self._group():
-                await self._commit(group)
-
-    async def _take_step(self, step: _Step) -> None:
-        try:
-            answer = await step.work()
-        except PubSubError as error:
-            _fail(step, error)
-        except Exception:
-            _log.exception("a step of the archive failed")
-            _fail(step, ArchiveUnavailable("something went wrong"))
-        else:
-            if not step.done.done():
-                step.done.set_result(answer)
-
-    def _group(self) -> list[_Publish]:
-        """Take what goes into the next commit."""
-        group: list[_Publish] = []
-        events = size = 0
-        while self._waiting and (events < _MOST_EVENTS and size < _MOST_BYTES):
-            job = self._waiting[0]
-            if isinstance(job, _Step):
-                break
-            self._waiting.popleft()
-            self._waiting_events -= len(job.drafts)
-            self._waiting_bytes -= job.size
-            # Nobody waits any more for what was given up before it was begun.
-            if not job.done.cancelled():
-                group.append(job)
-                events += len(job.drafts)
-                size += job.size
-        return group
-
-    async def _commit(self, group: Sequence[_Publish], schedules: Sequence[Schedule] = ()) -> None:
+    async def _commit(self, group: Sequence[Publish], schedules: Sequence[Schedule] = ()) -> None:
         """Give the events of a group their positions, commit them, and publish them.
 
         `schedules` are those of a group of one; they are deleted in the same commit.
@@ -362,17 +245,16 @@ class DurableBroker(MemoryBroker):
                 _log.exception("a commit failed")
                 error = ArchiveUnavailable("something went wrong")
             for job in group:
-                _fail(job, error)
+                job.fail(error)
             return
         now = self._monotonic()
         for run in runs.values():
             self.enter(run, now)
         for job, answer in zip(group, answers, strict=True):
-            if not job.done.done():
-                job.done.set_result(answer)
+            job.answer(answer)
 
-    def _draw_job(self, job: _Publish, runs: dict[str, Run], now: float, wall: int) -> _Answers:
-        answers: _Answers = []
+    def _draw_job(self, job: Publish, runs: dict[str, Run], now: float, wall: int) -> Answers:
+        answers: Answers = []
         for draft in job.drafts:
             run = runs.get(draft.channel)
             if run is None:
@@ -392,7 +274,7 @@ class DurableBroker(MemoryBroker):
         if known is not None and known.top.epoch != record.top.epoch:
             self._fork(record, known.top)
         while known is not None and known.top.offset > record.top.offset:
-            query = Query(channel=channel, after=record.top.offset, limit=_MOST_EVENTS)
+            query = Query(channel=channel, after=record.top.offset, limit=MOST_EVENTS)
             events = await self._ledger.read(query)
             if not events:
                 break
@@ -466,10 +348,3 @@ class DurableBroker(MemoryBroker):
         if record is None:
             return None
         return 0.0 if record.listed else self._monotonic() - record.touched
-
-
-def _fail(job: _Publish | _Step, error: PubSubError) -> None:
-    if not job.done.done():
-        job.done.set_exception(error)
-        # Whoever waited for it may have given up.
-        job.done.exception()

@@ -12,7 +12,7 @@ import pytest
 
 from broker_rig import Clock, Notes, accepted, draft, drafts, ids
 from config.rules import ChannelRule, ChannelRules
-from pubsub import durable_broker
+from pubsub import commit_queue
 from pubsub.archive import Entry, Query
 from pubsub.durable_broker import DurableBroker
 from pubsub.errors import ArchiveUnavailable, BrokerUnavailable, TooManyChannels
@@ -261,7 +261,7 @@ async def test_whoever_waits_too_long_is_told_and_may_ask_again(
 
 
 async def test_what_waits_is_bounded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable_broker, "_MOST_WAITING", 10)
+    monkeypatch.setattr(commit_queue, "_MOST_WAITING", 10)
     async with opened(path) as rig:
         await rig.broker.subscribe("a.b")
         rig.ledger.gate = asyncio.Event()
