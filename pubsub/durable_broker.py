@@ -310,7 +310,6 @@ class DurableBroker(MemoryBroker):
             if task is None:
                 task = asyncio.get_running_loop().create_task(self._bring(channel, make, least))
                 self._recalls[channel] = task
-                task.add_done_callback(lambda _done: self._recalls.pop(channel, None))
             record = await asyncio.shield(task) or self._records.get(channel)
         if record is not None:
             # It must not lapse while events are given positions behind it.
@@ -319,16 +318,21 @@ class DurableBroker(MemoryBroker):
 
     async def _bring(self, channel: str, make: bool, least: int) -> ChannelRecord | None:
         """Put a record into memory, where everybody sees it, only once it is in the ledger."""
-        known = await self._ledger.top(channel)
-        if known is None and make and self._has_room():
-            known = await self._begin_epoch(channel, start(new_epoch(), least))
-        if known is not None and known.time > self._now() * 1000:
-            # A clock that went back may have left a time of use, which no event has.
-            known = replace(known, time=await self._ledger.last_time(channel))
-        record = None if known is None else self._make(channel, self._monotonic())
-        if known is not None and record is not None:
-            record.top, record.time, record.floor = known.top, known.time, known.floor
-        return record
+        try:
+            known = await self._ledger.top(channel)
+            if known is None and make and self._has_room():
+                known = await self._begin_epoch(channel, start(new_epoch(), least))
+            if known is not None and known.time > self._now() * 1000:
+                # A clock that went back may have left a time of use, which no event has.
+                known = replace(known, time=await self._ledger.last_time(channel))
+            record = None if known is None else self._make(channel, self._monotonic())
+            if known is not None and record is not None:
+                record.top, record.time, record.floor = known.top, known.time, known.floor
+            return record
+        finally:
+            # Here, not once the task is done: who joined a task that has ended would not wait, and
+            # so would look again, and again, without ever letting its callbacks run.
+            del self._recalls[channel]
 
     async def _begin_epoch(
         self, channel: str, top: Position, time: int = 0, floor: int = 0

@@ -490,6 +490,31 @@ async def test_who_looks_for_a_channel_does_not_keep_others_from_making_it(path:
         assert made == again == await rig.broker.top("a.b")
 
 
+async def test_who_comes_as_another_has_just_looked_is_served(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who came in the very turn of the loop in which a look ended held up the node for ever."""
+    async with opened(path) as rig:
+        found, gate = asyncio.Event(), asyncio.get_running_loop().create_future()
+        top = rig.ledger.top
+
+        async def wait(channel: str) -> LedgerRecord | None:
+            known = await top(channel)
+            found.set()
+            await gate
+            return known
+
+        monkeypatch.setattr(rig.ledger, "top", wait)
+        looks = asyncio.ensure_future(rig.broker.top("a.b"))
+        await found.wait()
+        # The look ends in the next turn of the loop, and behind it begins who wants a place.
+        gate.set_result(None)
+        await asyncio.sleep(0)
+        made = await rig.broker.subscribe("a.b")
+        assert await looks is None
+        assert made == await rig.broker.top("a.b")
+
+
 async def test_channels_that_are_made_at_once_keep_the_bound(path: str) -> None:
     async with opened(path, max_channels=2) as rig:
         answers = await asyncio.gather(
