@@ -35,6 +35,8 @@ _SWEPT: Final = 2
 # Acknowledged positions that are compared at once.
 _CHECKED: Final = 100
 
+# How soon a probe that was refused is repeated: Redis may have been slow for a moment only.
+_REPEAT_S: Final = 1.0
 # Intervals for which a probe of another node with this name counts.
 _REMEMBERED: Final = 3
 
@@ -221,7 +223,10 @@ class RedisWatch:
                 outcomes = ["unknown"] * len(homes)
             now = self._monotonic()
             self._judge(dict(zip(homes, outcomes, strict=True)), homes, began)
-            await _wait(self._probe_soon, began + self._jittered() - now)
+            pause_s = self._jittered()
+            if "refused" in outcomes:
+                pause_s = min(pause_s, _REPEAT_S)
+            await _wait(self._probe_soon, began + pause_s - now)
 
     def _judge(
         self,

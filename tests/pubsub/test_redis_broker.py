@@ -129,6 +129,20 @@ async def test_a_redis_that_is_full_takes_no_events_and_says_so() -> None:
             assert not accepted((await broker.publish([draft("x")]))[0]).duplicate
 
 
+@pytest.mark.expect_log("pubsub.redis_link", "call: .*(OutOfMemory|OOM)", required=False)
+async def test_a_node_is_ready_soon_after_a_probe_was_refused() -> None:
+    """Not only when the next probe is due, which is an hour later here."""
+    with RedisServer() as server:
+        broker = redis_broker(server)
+        broker.bind(Notes())
+        server.ask("CONFIG", "SET", "maxmemory", 1)
+        await broker.start()
+        await until(lambda: broker.problem() == "Redis takes no events")
+        server.ask("CONFIG", "SET", "maxmemory", 0)
+        await ready(broker)
+        await broker.close()
+
+
 # ---- what is kept
 
 
