@@ -8,6 +8,7 @@
   announced record that does not come fails the test too, unless `required=False`.
 - `http_server` and `http_server_client` (of pytest-tornasync) serve the fixture `app` on a free
   port of 127.0.0.1.
+- What failed is told at once, in a line, for a run that is cut short; the rest comes at the end.
 - With `TEST_STRICT=1` a skip is a failure. The name does not begin with `GALECAST_`, since every
   such variable is a setting; they are removed here, so that the settings of whoever runs the
   tests reach neither the tests nor the servers they start.
@@ -36,7 +37,11 @@ STRICT = os.environ.get("TEST_STRICT", "") not in ("", "0")
 SETTLE_S = 2.0
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Workers have no terminal; what they report comes to their parent, which has.
+    if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        config.pluginmanager.register(TellFailures(terminal))
     for name in [name for name in os.environ if name.startswith("GALECAST_")]:
         del os.environ[name]
     # A shell that runs this in the background ignores SIGINT, and so would all that tests start.
@@ -55,7 +60,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         raise pytest.UsageError(f"{item.nodeid}: write timeout(seconds=...)")
 
 
-# ---- skips
+# ---- failures and skips
+
+
+class TellFailures:
+    """Writes a line for each failure."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = crash.message if crash else str(report.longrepr)
+            line = next((each for each in why.splitlines() if each.strip()), "")
+            text = f"FAILED {report.nodeid} ({report.when}): {line[:200]}"
+            self._terminal.write(f"\n{text}\n", red=True)
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:

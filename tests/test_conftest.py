@@ -163,3 +163,10 @@ def test_failures_name_their_cause(inner_run: tuple[str, dict[str, str], str]) -
         "unexpected skip: Skipped: could not import 'no_such_module'",
     ):
         assert (words in output) == bool(strict), output
+
+
+def test_failures_are_told_at_once(inner_run: tuple[str, dict[str, str], str]) -> None:
+    _, outcomes, output = inner_run
+    progress, _, _ = output.partition("= ERRORS =")
+    told = set(re.findall(r"^FAILED \S+::(\w+) \(\w+\): \S", progress, re.MULTILINE))
+    assert told == {test for test, outcome in outcomes.items() if outcome == "FAILED"}
