@@ -42,9 +42,6 @@ def sessions() -> int:
 def node(redis: RedisServer) -> ServerProcess:
     quiet = {
         "GALECAST_BROKER_URL": redis.url,
-        # Measuring coverage would make them several times slower, and shows nothing new.
-        "COVERAGE_PROCESS_CONFIG": "",
-        "COVERAGE_PROCESS_START": "",
         # All come within a second or two, and the machine may be busy with other things.
         "GALECAST_BROKER_CALL_TIMEOUT_S": "30",
         "GALECAST_SESSION_CONNECT_TIMEOUT_S": "120",

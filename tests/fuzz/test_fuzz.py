@@ -1,7 +1,6 @@
 """The committed inputs of every fuzz target, and a moment of fuzzing where there is atheris."""
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -47,8 +46,6 @@ if importlib.util.find_spec("atheris") is not None:
         done = subprocess.run(
             [*command, "--found", str(tmp_path)],
             cwd=Path(__file__).parent,
-            # Two that watch every line would be in each other's way.
-            env={key: os.environ[key] for key in os.environ if not key.startswith("COVERAGE")},
             capture_output=True,
             text=True,
         )
