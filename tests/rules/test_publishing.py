@@ -246,7 +246,7 @@ async def test_rule_22_a_publish_while_redis_is_away_fails_in_time(lasting: Redi
 @AWAY
 async def test_rule_22_a_frozen_redis_gives_no_false_acknowledgement(lasting: RedisServer) -> None:
     """What it did when it woke shows as a duplicate, so the event stands in the channel once."""
-    async with open_broker(lasting, Notes(), call_timeout_s=0.6, timeout_s=0.2) as broker:
+    async with open_broker(lasting, Notes(), call_timeout_s=2.0, timeout_s=0.5) as broker:
         lasting.stop()
         (answer,) = await broker.publish([draft("x")])
         assert isinstance(answer, BrokerUnavailable)

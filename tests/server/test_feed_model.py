@@ -6,6 +6,7 @@ Every session gets all events behind its position once and in order, or is told 
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
@@ -186,6 +187,8 @@ class Machine(FeedMachine):
         self.leaving.clear()
 
 
+# It tries very many courses, and to measure them would take twice the time.
+@pytest.mark.no_cover
 def test_every_session_is_told_what_the_model_says(expect_log: Any) -> None:
     expect_log("server.repair", "feed reset", required=False)
     run_state_machine_as_test(
