@@ -586,7 +586,7 @@ async def test_rule_6_plain_pubsub_looks_for_what_a_new_master_lost(
     name = homes(replicated, keys)[dead][0]
     asked = topology(replicated, sharded=False)
     async with open_broker(
-        replicated, Notes(), keys=keys, topology=asked, interval_s=0.3
+        replicated, Notes(), keys=keys, topology=asked, interval_s=1.0
     ) as broker:
         # Any server may be the one that it listens to.
         while dead.ask_raw("PUBSUB", "CHANNELS", "{plain:*"):
