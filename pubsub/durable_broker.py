@@ -310,6 +310,7 @@ class DurableBroker(MemoryBroker):
             if task is None:
                 task = asyncio.get_running_loop().create_task(self._bring(channel, make, least))
                 self._recalls[channel] = task
+                task.add_done_callback(_see_failure)
             record = await asyncio.shield(task) or self._records.get(channel)
         if record is not None:
             # It must not lapse while events are given positions behind it.
@@ -352,3 +353,9 @@ class DurableBroker(MemoryBroker):
         if record is None:
             return None
         return 0.0 if record.listed else self._monotonic() - record.touched
+
+
+def _see_failure(task: "asyncio.Task[ChannelRecord | None]") -> None:
+    # Whoever waited for it may have given up; `shield` has forgotten it then.
+    if not task.cancelled():
+        task.exception()

@@ -1,6 +1,7 @@
 """A single node whose archived events survive it: commits, their failures, and restarts."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -513,6 +514,39 @@ async def test_who_comes_as_another_has_just_looked_is_served(
         made = await rig.broker.subscribe("a.b")
         assert await looks is None
         assert made == await rig.broker.top("a.b")
+
+
+async def test_a_look_that_fails_once_nobody_waits_for_it_is_no_error_in_the_log(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that left while the ledger was asked for its channel, which then failed, was an
+    error in the log, with a traceback: an exception that was never retrieved."""
+    unseen: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: unseen.append(context))
+    async with opened(path) as rig:
+        asked, fail = asyncio.Event(), asyncio.Event()
+
+        async def top(_channel: str) -> LedgerRecord | None:
+            asked.set()
+            await fail.wait()
+            raise ArchiveUnavailable("told to fail")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.ledger, "top", top)
+            subscribing = asyncio.ensure_future(rig.broker.subscribe("a.b"))
+            await asked.wait()
+            subscribing.cancel()
+            await asyncio.wait([subscribing])
+            # It holds what it waited for.
+            del subscribing
+            fail.set()
+            while rig.broker._recalls:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gc.collect()
+        assert unseen == []
+        assert (await rig.broker.subscribe("a.b")).offset == 0
 
 
 async def test_channels_that_are_made_at_once_keep_the_bound(path: str) -> None:
