@@ -276,7 +276,11 @@ class DurableBroker(MemoryBroker):
         while known is not None and known.top.offset > record.top.offset:
             query = Query(channel=channel, after=record.top.offset, limit=MOST_EVENTS)
             events = await self._ledger.read(query)
-            if not events:
+            if not events or events[0].before() != record.top:
+                # They have expired unseen, and their positions must not be given to others.
+                top = start(new_epoch(), known.top.offset)
+                await self._begin_epoch(channel, top, known.time, known.floor)
+                self._fork(record, top)
                 break
             run = Run(record)
             run.fresh = events

@@ -23,7 +23,11 @@ from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
 DAY_S = 86_400.0
-RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
+RULES = (
+    ChannelRule(match="plain.>"),
+    ChannelRule(match="brief.>", archive=True, archive_ttl_s=1.0),
+    ChannelRule(match=">", archive=True),
+)
 
 
 class FaultyLedger(SqliteArchive):
@@ -179,6 +183,32 @@ async def test_a_channel_in_doubt_that_left_memory_needs_room_like_any_other(pat
         assert isinstance(answer, TooManyChannels)
         await rig.broker.in_turn(rig.broker.settle)
         assert rig.broker.doubtful == 1
+
+
+async def test_what_expired_before_anybody_was_given_it_leaves_its_position_to_nobody(
+    path: str,
+) -> None:
+    """A commit that was done though it failed stayed in doubt until its events had expired and
+    were swept. The next event got the position of the first of them. The ledger's record kept the
+    check of the one that was gone, so that after a restart the channel stood elsewhere than it
+    had been told to."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        before = await rig.broker.subscribe("brief.b")
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 2, "brief.b"))
+        rig.ledger.fails_after = False
+        clock.advance(DAY_S)
+        assert await rig.ledger.sweep(round(clock.wall_s * 1000), 100) == 2
+        (answer,) = await rig.broker.publish([draft("y", "brief.b")])
+        top = accepted(answer).position
+        assert (top.epoch == before.epoch, top.offset) == (False, 3)
+        assert rig.notes.kinds("brief.b") == ["fork", "events"]
+        assert rig.heard("brief.b") == ["y"]
+    async with opened(path, **options) as rig:
+        assert await rig.broker.top("brief.b") == top
 
 
 async def test_a_fork_waits_for_what_a_commit_that_failed_has_done(path: str) -> None:
