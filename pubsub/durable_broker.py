@@ -165,6 +165,9 @@ class DurableBroker(MemoryBroker):
             record = await self._recall(channel)
             if record is None:
                 return None
+            if channel in self._doubtful:
+                # The floor must be of the epoch in which the ledger has the channel.
+                await self._settle(channel)
             # First for good, then for all to see.
             await self._ledger.write([Purged(channel, record.top)])
             return await inner(channel)

@@ -345,6 +345,33 @@ async def test_a_purge_takes_its_turn(path: str) -> None:
         assert found is not None and ids(found.events) == ["after"]
 
 
+async def test_a_purge_waits_for_what_a_fork_that_failed_has_done(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor was of the epoch before, in which the ledger had the channel no longer. So its
+    record kept none, and after a restart nobody knew that the channel had been purged."""
+    async with opened(path) as rig:
+        top = await rig.broker.subscribe("a.b")
+        await rig.broker.publish(drafts("x", 3))
+        begin = rig.ledger.begin
+
+        async def fail(record: LedgerRecord) -> None:
+            await begin(record)
+            raise ArchiveUnavailable("told to fail, though it was done")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.ledger, "begin", fail)
+            with pytest.raises(ArchiveUnavailable):
+                await rig.broker.contradict("a.b", Position(top.epoch, 5, "f" * 16))
+        floor = await rig.broker.purge("a.b")
+        assert floor is not None
+        assert (floor.epoch == top.epoch, floor.offset) == (False, 5)
+        assert rig.notes.kinds("a.b") == ["events", "fork", "purge"]
+    async with opened(path) as rig:
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and (found.top, found.floor) == (floor, 5)
+
+
 async def test_a_restart_goes_on_where_it_was(path: str) -> None:
     async with opened(path, now=lambda: 2_000.0) as rig:
         answers = [accepted(each) for each in await rig.broker.publish(drafts("x", 3))]
