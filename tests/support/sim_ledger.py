@@ -48,7 +48,9 @@ class Course:
     crashes: bool = False
     restarts: bool = False
     outages: bool = False
+    # The wall clock is set right now and then, or is far out.
     jumps: bool = False
+    leaps: bool = False
     impatient: bool = False
     purges: bool = False
     forks: bool = False
@@ -73,7 +75,8 @@ class Course:
             crashes=often(0.5),
             restarts=often(0.4),
             outages=often(0.4),
-            jumps=often(0.2),
+            jumps=often(0.3),
+            leaps=often(0.3),
             impatient=often(0.3),
             purges=often(0.5),
             forks=often(0.5),
@@ -108,7 +111,9 @@ class LedgerWorld:
         self.rng = scheduler.rng
         self.course = course
         self.disk = disk
-        self.truth = Truth(scheduler, jumps=course.jumps, bounded=course.most_channels > 0)
+        self.truth = Truth(
+            scheduler, leaps=course.jumps and course.leaps, bounded=course.most_channels > 0
+        )
         disk.on_note = self.truth.on_note
         archived = ChannelRule(
             match=">",
@@ -263,7 +268,8 @@ class LedgerWorld:
                 call.life.process.call(call.task.cancel)
 
     def jump(self) -> None:
-        self._ahead_s += self.rng.choice((-30.0, -2.0, 5.0, 100.0))
+        most_s = 300.0 if self.course.leaps else 10.0
+        self._ahead_s = self.rng.choice((-most_s, 0.0, most_s))
         self.truth.met["jumps"] += 1
 
     def crash(self) -> None:
@@ -309,8 +315,8 @@ class LedgerWorld:
             self.sweep: 4,
             self.purge: 12 * course.purges,
             self.contradict: 14 * course.forks,
-            self.schedule: 12 * course.schedules,
-            self.cancel: 5 * course.schedules,
+            self.schedule: 18 * course.schedules,
+            self.cancel: 12 * course.schedules,
             self.lapse: 4 * course.lapses,
             self.give_up: 6 * course.impatient,
             self.jump: 4 * course.jumps,
@@ -336,6 +342,8 @@ class LedgerWorld:
         self.disk.away = self.disk.mute = False
         self.disk.troubles.heal()
         self._until(lambda: self.life.up and not self.calls, "all calls end")
+        if self.course.schedules and not self.course.most_channels:
+            self._until(lambda: not self.life.broker.doubtful, "what is in doubt is looked up")
         for channel in ARCHIVED:
             self._until(partial(self._is_published, self.draft(channel)), f"{channel} goes on")
         if not self.course.most_channels:
@@ -348,7 +356,9 @@ class LedgerWorld:
             self.tend()
             return condition()
 
-        self.scheduler.run_until(holds, SETTLE_S + abs(self._ahead_s), what)
+        # A clock that is set back lets what is due wait.
+        limit_s = SETTLE_S + 700 * self.course.leaps
+        self.scheduler.run_until(holds, limit_s, what)
 
     def _is_published(self, draft: Draft) -> bool:
         if self.calls:

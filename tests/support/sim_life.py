@@ -60,7 +60,7 @@ class Life:
             archive.schedules,
             self.firing,
             holder=f"life{self.heard.number}",
-            poll_s=8.0,
+            poll_s=3.0,
             monotonic=monotonic,
         )
         try:

@@ -62,7 +62,7 @@ class Heard:
 class Truth:
     """The ledger as it must be, over all lives; `life` is the one that lives now."""
 
-    def __init__(self, scheduler: Scheduler, *, jumps: bool, bounded: bool) -> None:
+    def __init__(self, scheduler: Scheduler, *, leaps: bool, bounded: bool) -> None:
         self.scheduler = scheduler
         self.life = Heard(0)
         self.met: Counter[str] = Counter()
@@ -78,7 +78,7 @@ class Truth:
         self.acknowledged: list[Published] = []
         # Channels may be refused.
         self.bounded = bounded
-        self._jumps = jumps
+        self._leaps = leaps
         self._points: dict[Place, str] = {}
         self._ids: dict[Place, str] = {}
         self._epochs: dict[tuple[str, str], int] = {}
@@ -121,7 +121,7 @@ class Truth:
         self.expect(self.hopes[key] or plan, f"{key} was refused, and is written")
         self.expect(self.hopes[key] or not (plan and plan.cancelled), f"{key} was cancelled")
         for row in self.rows[key][-1:]:
-            elsewhere = self._jumps and row.life != self.life.number
+            elsewhere = self._leaps and row.life != self.life.number
             self.expect(now - row.at >= WINDOW_S or elsewhere, f"{key} is written twice")
         self.met["scheduled"] += plan is not None
         self.met["written"] += 1
@@ -147,7 +147,7 @@ class Truth:
 
     def _on_gone(self, channel: str) -> None:
         idle = self.scheduler.clock.now - self._written[channel]
-        self.expect(idle >= TTL_S or self._jumps, f"{channel} lapsed after {idle} s")
+        self.expect(idle >= TTL_S or self._leaps, f"{channel} lapsed after {idle} s")
         self.expect(channel not in self.life.tops, f"{channel} lapsed, and is in use")
         self.met["lapsed"] += 1
         for known in (self.records, self._floors, self._told):
