@@ -24,8 +24,9 @@ from sim_archive import archive_world
 from sim_delivery import Course, Story, World, delivery_world
 from sim_leases import LEASE_S, lease_world
 from sim_leases import Course as LeaseCourse
-from sim_ledger import Call, LedgerWorld, ledger_world
 from sim_ledger import Course as LedgerCourse
+from sim_ledger import LedgerWorld, ledger_world
+from sim_life import Call
 from sim_outages import outage_world
 from sim_presence import presence_world
 from sim_scheduler import limited, virtual
@@ -39,7 +40,7 @@ SEEDS = {
     "outages": 400,
     "archive": 400,
     "presence": 60,
-    "ledger": 250,
+    "ledger": 200,
 }
 
 PROVOKED = [

@@ -6,7 +6,6 @@ queue of commits, `DurableFiring` and the scheduler, over the archive in a datab
 `sim_truth.py` says how.
 """
 
-import asyncio
 import json
 import random
 from collections import Counter
@@ -26,7 +25,7 @@ from pubsub.position import Position
 from pubsub.schedules import Schedule
 from sim_database import Troubles
 from sim_disk import Disk
-from sim_life import Life
+from sim_life import Call, Life
 from sim_scheduler import WALL_S, Scheduler, limited, virtual
 from sim_truth import TTL_S, Plan, Truth, is_plain
 
@@ -91,15 +90,6 @@ class Course:
         )
 
 
-@dataclass(slots=True)
-class Call:
-    """What somebody asked of a life, and when that must have ended."""
-
-    life: Life
-    task: "asyncio.Task[None]"
-    until: float
-
-
 Work = Callable[[Life], Awaitable[None]]
 
 
@@ -147,7 +137,7 @@ class LedgerWorld:
         life = Life(process, self.truth, number, self.wall_ms)
         self.truth.life = life.heard
         self.lives.append(life)
-        process.call(lambda: self._begin(life, self._open))
+        self._soon(life, self._open)
 
     async def _open(self, life: Life) -> None:
         if await life.open(self.rules, self.course.most_channels):
@@ -156,7 +146,7 @@ class LedgerWorld:
                     await sim_asks.subscribe(channel, life)
                 for channel in ARCHIVED:
                     if self.rng.random() < 0.4:
-                        self._begin(life, partial(sim_asks.subscribe, channel))
+                        self._soon(life, partial(sim_asks.subscribe, channel))
             life.up = True
             if self.course.schedules:
                 life.firer.start()
@@ -164,11 +154,15 @@ class LedgerWorld:
     # What may happen
 
     def ask(self, work: Work) -> None:
-        life = self.life
-        if life.up:
-            life.process.call(self._begin, life, work)
+        if self.life.up:
+            self._soon(self.life, work)
+
+    def _soon(self, life: Life, work: Work) -> None:
+        life.asked += 1
+        life.process.call(self._begin, life, work)
 
     def _begin(self, life: Life, work: Work) -> None:
+        life.asked -= 1
         task = life.process.loop.create_task(self._watch(life, work))
         self.calls.append(Call(life, task, self.scheduler.clock.now + CALL_S))
 
@@ -284,7 +278,7 @@ class LedgerWorld:
         life = self.life
         if life.up:
             life.up = False
-            life.process.call(self._begin, life, Life.close)
+            self._soon(life, Life.close)
             self.truth.met["restarts"] += 1
 
     def outage(self) -> None:
@@ -341,7 +335,7 @@ class LedgerWorld:
         """Without any more faults all goes on, and nothing stays in doubt."""
         self.disk.away = self.disk.mute = False
         self.disk.troubles.heal()
-        self._until(lambda: self.life.up and not self.calls, "all calls end")
+        self._until(self._is_idle, "all calls end")
         if self.course.schedules and not self.course.most_channels:
             self._until(lambda: not self.life.broker.doubtful, "what is in doubt is looked up")
         for channel in ARCHIVED:
@@ -360,8 +354,11 @@ class LedgerWorld:
         limit_s = SETTLE_S + 700 * self.course.leaps
         self.scheduler.run_until(holds, limit_s, what)
 
+    def _is_idle(self) -> bool:
+        return self.life.up and not self.life.asked and not self.calls
+
     def _is_published(self, draft: Draft) -> bool:
-        if self.calls:
+        if not self._is_idle():
             return False
         key = (draft.channel, draft.id)
         if self.truth.rows[key] or (self.course.most_channels and key in self.truth.hopes):
@@ -378,13 +375,13 @@ class LedgerWorld:
         """After a restart too."""
         self._check_heard()
         self.restart()
-        self._until(lambda: self.life.up and not self.calls, "it starts again")
+        self._until(self._is_idle, "it starts again")
         for channel in ARCHIVED:
             self.ask(partial(sim_asks.subscribe, channel))
             self.ask(partial(sim_asks.history, channel))
         # Again, and with the same positions if it was within the window.
         self.ask(partial(sim_asks.publish, self.drafts[-5:] or [self.draft("a")]))
-        self._until(lambda: not self.calls, "all calls end")
+        self._until(self._is_idle, "all calls end")
         self._check_heard()
         for channel in ARCHIVED:
             rows = self.disk.look(

@@ -1,6 +1,8 @@
 """A single node of a simulated world, from its start to its end; see `sim_ledger.py`."""
 
+import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from config.rules import ChannelRules
@@ -27,6 +29,8 @@ class Life:
         self.heard = Heard(number)
         self.up = False
         self.over = False
+        # What was asked of it, and has not begun.
+        self.asked = 0
         self.archive: SqliteArchive
         self.broker: DurableBroker
         self.firing: DurableFiring
@@ -89,3 +93,12 @@ class Life:
 
     def on_top(self, channel: str, top: Position) -> None:
         raise AssertionError("a node alone has nothing to compare")
+
+
+@dataclass(slots=True)
+class Call:
+    """What somebody asked of a life, and when that must have ended."""
+
+    life: Life
+    task: "asyncio.Task[None]"
+    until: float
