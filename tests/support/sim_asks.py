@@ -1,14 +1,20 @@
 """What is asked of the node of `sim_ledger.py`, and what is made of its answers."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from pubsub.archive import Query
 from pubsub.errors import BrokerUnavailable
 from pubsub.event import Draft, Published
 from pubsub.position import Position
 from pubsub.schedules import Added
-from sim_life import Life
+from sim_life import CALL_TIMEOUT_S, Life
 from sim_truth import Plan, is_plain
+
+# So long a call may take: it looks at the ledger, and again behind another one.
+CALL_S: Final = 40.0
+# What takes its turn is answered in time, however many are before it; and somewhat later is heard.
+TURN_S: Final = CALL_TIMEOUT_S + 10.0
 
 
 async def publish(drafts: Sequence[Draft], life: Life) -> None:
@@ -27,7 +33,7 @@ async def publish(drafts: Sequence[Draft], life: Life) -> None:
             truth.on_answer(life.heard, draft, answer, since)
         else:
             truth.hopes[key] -= 1
-            truth.met[type(answer).__name__] += 1
+            truth.on_refused(answer)
 
 
 async def subscribe(channel: str, life: Life) -> None:
@@ -110,3 +116,9 @@ async def sweep(life: Life) -> None:
 
 def _count_joins(channel: str, life: Life) -> None:
     life.truth.met["joined"] += channel in life.broker._recalls
+
+
+def limit_s(work: object) -> float:
+    """Return how long something that is asked may take."""
+    in_turn = getattr(work, "func", None) in (publish, purge, contradict, cancel)
+    return TURN_S if in_turn else CALL_S

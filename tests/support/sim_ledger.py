@@ -31,8 +31,6 @@ from sim_truth import TTL_S, Plan, Truth, is_plain
 
 ARCHIVED = ("a", "b", "c")
 PLAIN = ("plain.p", "plain.q")
-# So long any call may take: it looks at the ledger, and again behind another one, and commits.
-CALL_S: Final = 40.0
 SETTLE_S: Final = 120.0
 # Of the processor's time: a run takes a hundredth of it.
 _MOST_WORK_S: Final = 4.0
@@ -164,13 +162,13 @@ class LedgerWorld:
     def _begin(self, life: Life, work: Work) -> None:
         life.asked -= 1
         task = life.process.loop.create_task(self._watch(life, work))
-        self.calls.append(Call(life, task, self.scheduler.clock.now + CALL_S))
+        self.calls.append(Call(life, task, self.scheduler.clock.now + sim_asks.limit_s(work)))
 
     async def _watch(self, life: Life, work: Work) -> None:
         try:
             await work(life)
         except (ArchiveUnavailable, BrokerUnavailable, TooManyChannels) as error:
-            self.truth.met[type(error).__name__] += 1
+            self.truth.on_refused(error)
         except Exception as error:
             self.truth.expect(life.process.dead, f"unexpected: {error!r}")
 
@@ -250,10 +248,11 @@ class LedgerWorld:
         self.scheduler.run_for(self.rng.choice((0.3, 3.0, 12.0)))
 
     def lapse(self) -> None:
-        """So long nobody wants anything that channels lapse."""
-        for _ in range(3):
-            self.scheduler.run_for(TTL_S / 2)
-            self.sweep()
+        """So long nobody wants anything that channels lapse, or do as somebody comes."""
+        self.scheduler.run_for(1.5 * TTL_S)
+        self.rng.choice((self.publish, self.look, self.sleep))()
+        self.scheduler.run(self.rng.choice((5, 20)))
+        self.sweep()
 
     def give_up(self) -> None:
         if self.calls:
@@ -391,6 +390,7 @@ class LedgerWorld:
             expire = self.course.archive_ttl_s > 0
             self.truth.check_rows(channel, [Position(*row) for row in rows], expire=expire)
         self._check_plans()
+        assert not self.life.broker.waiting, "something waits for ever"
         assert not self.scheduler.failures, self.scheduler.failures
 
     def _check_heard(self) -> None:

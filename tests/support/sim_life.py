@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from config.rules import ChannelRules
+from pubsub.commit_queue import Publish
 from pubsub.durable_broker import DurableBroker
 from pubsub.durable_firing import DurableFiring
 from pubsub.errors import PubSubError
@@ -59,6 +60,7 @@ class Life:
             monotonic=monotonic,
         )
         broker.bind(self)
+        broker._queue._commit = self._commit
         self.firing = DurableFiring(broker, archive.schedules, clock_ms=wall_ms)
         self.firer = Firer(
             archive.schedules,
@@ -78,6 +80,12 @@ class Life:
         await self.firer.close()
         await self.broker.close()
         self.over = True
+
+    async def _commit(self, group: Sequence[Publish]) -> None:
+        """What was given up before it was begun is not begun."""
+        left = all(not job.done.cancelled() for job in group)
+        self.truth.expect(left, "nobody waits any more for what is committed")
+        await self.broker._commit(group)
 
     # ---- what the broker tells
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pubsub.broker import History
+from pubsub.errors import PubSubError, TooManyChannels
 from pubsub.event import Draft, Event, Published
 from pubsub.position import Position, chain
 from pubsub.schedules import Schedule
@@ -241,6 +242,11 @@ class Truth:
         if top is not None:
             heard = self._rank(channel, top) >= self._rank(channel, at)
             self.expect(heard, f"{key} is acknowledged, and was not handed out")
+
+    def on_refused(self, error: PubSubError) -> None:
+        room = self.bounded or not isinstance(error, TooManyChannels)
+        self.expect(room, "refused, and there is room")
+        self.met[type(error).__name__] += 1
 
     def on_history(self, channel: str, found: History, least: Position | None) -> None:
         self.on_top(channel, found.top, least)
