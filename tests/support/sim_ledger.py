@@ -308,8 +308,8 @@ class LedgerWorld:
             self.sweep: 4,
             self.purge: 12 * course.purges,
             self.contradict: 14 * course.forks,
-            self.schedule: 18 * course.schedules,
-            self.cancel: 12 * course.schedules,
+            self.schedule: 30 * course.schedules,
+            self.cancel: 24 * course.schedules,
             self.lapse: 4 * course.lapses,
             self.give_up: 6 * course.impatient,
             self.jump: 4 * course.jumps,
@@ -373,13 +373,14 @@ class LedgerWorld:
     def check(self) -> None:
         """After a restart too."""
         self._check_heard()
+        self.sleep()
         self.restart()
         self._until(self._is_idle, "it starts again")
         for channel in ARCHIVED:
             self.ask(partial(sim_asks.subscribe, channel))
             self.ask(partial(sim_asks.history, channel))
         # Again, and with the same positions if it was within the window.
-        self.ask(partial(sim_asks.publish, self.drafts[-5:] or [self.draft("a")]))
+        self.ask(partial(sim_asks.publish, self.drafts[-12:] or [self.draft("a")]))
         self._until(self._is_idle, "all calls end")
         self._check_heard()
         for channel in ARCHIVED:
