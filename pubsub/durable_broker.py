@@ -165,6 +165,9 @@ class DurableBroker(MemoryBroker):
             record = await self._recall(channel)
             if record is None:
                 return None
+            if channel in self._doubtful:
+                # The floor must be of the epoch in which the ledger has the channel.
+                await self._settle(channel)
             # First for good, then for all to see.
             await self._ledger.write([Purged(channel, record.top)])
             return await inner(channel)
@@ -276,7 +279,11 @@ class DurableBroker(MemoryBroker):
         while known is not None and known.top.offset > record.top.offset:
             query = Query(channel=channel, after=record.top.offset, limit=MOST_EVENTS)
             events = await self._ledger.read(query)
-            if not events:
+            if not events or events[0].before() != record.top:
+                # They have expired unseen, and their positions must not be given to others.
+                top = start(new_epoch(), known.top.offset)
+                await self._begin_epoch(channel, top, known.time, known.floor)
+                self._fork(record, top)
                 break
             run = Run(record)
             run.fresh = events
@@ -310,6 +317,7 @@ class DurableBroker(MemoryBroker):
             if task is None:
                 task = asyncio.get_running_loop().create_task(self._bring(channel, make, least))
                 self._recalls[channel] = task
+                task.add_done_callback(_see_failure)
             record = await asyncio.shield(task) or self._records.get(channel)
         if record is not None:
             # It must not lapse while events are given positions behind it.
@@ -352,3 +360,9 @@ class DurableBroker(MemoryBroker):
         if record is None:
             return None
         return 0.0 if record.listed else self._monotonic() - record.touched
+
+
+def _see_failure(task: "asyncio.Task[ChannelRecord | None]") -> None:
+    # Whoever waited for it may have given up; `shield` has forgotten it then.
+    if not task.cancelled():
+        task.exception()

@@ -1,6 +1,7 @@
 """A single node whose archived events survive it: commits, their failures, and restarts."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +23,11 @@ from pubsub.position import Position
 from pubsub.sqlite_archive import SqliteArchive
 
 DAY_S = 86_400.0
-RULES = (ChannelRule(match="plain.>"), ChannelRule(match=">", archive=True))
+RULES = (
+    ChannelRule(match="plain.>"),
+    ChannelRule(match="brief.>", archive=True, archive_ttl_s=1.0),
+    ChannelRule(match=">", archive=True),
+)
 
 
 class FaultyLedger(SqliteArchive):
@@ -180,6 +185,32 @@ async def test_a_channel_in_doubt_that_left_memory_needs_room_like_any_other(pat
         assert rig.broker.doubtful == 1
 
 
+async def test_what_expired_before_anybody_was_given_it_leaves_its_position_to_nobody(
+    path: str,
+) -> None:
+    """A commit that was done though it failed stayed in doubt until its events had expired and
+    were swept. The next event got the position of the first of them. The ledger's record kept the
+    check of the one that was gone, so that after a restart the channel stood elsewhere than it
+    had been told to."""
+    clock = Clock()
+    options = {"now": clock.wall, "monotonic": clock.monotonic}
+    async with opened(path, **options) as rig:
+        before = await rig.broker.subscribe("brief.b")
+        rig.ledger.fails_after = True
+        with pytest.raises(ArchiveUnavailable):
+            await rig.broker.publish(drafts("x", 2, "brief.b"))
+        rig.ledger.fails_after = False
+        clock.advance(DAY_S)
+        assert await rig.ledger.sweep(round(clock.wall_s * 1000), 100) == 2
+        (answer,) = await rig.broker.publish([draft("y", "brief.b")])
+        top = accepted(answer).position
+        assert (top.epoch == before.epoch, top.offset) == (False, 3)
+        assert rig.notes.kinds("brief.b") == ["fork", "events"]
+        assert rig.heard("brief.b") == ["y"]
+    async with opened(path, **options) as rig:
+        assert await rig.broker.top("brief.b") == top
+
+
 async def test_a_fork_waits_for_what_a_commit_that_failed_has_done(path: str) -> None:
     """A new epoch began below the events of that commit. They were never heard, and published a
     second time when their publisher asked again."""
@@ -312,6 +343,33 @@ async def test_a_purge_takes_its_turn(path: str) -> None:
         assert ids(await rig.ledger.read(Query(channel="a.b", limit=10))) == ["after"]
         found = await rig.broker.history("a.b", limit=10)
         assert found is not None and ids(found.events) == ["after"]
+
+
+async def test_a_purge_waits_for_what_a_fork_that_failed_has_done(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor was of the epoch before, in which the ledger had the channel no longer. So its
+    record kept none, and after a restart nobody knew that the channel had been purged."""
+    async with opened(path) as rig:
+        top = await rig.broker.subscribe("a.b")
+        await rig.broker.publish(drafts("x", 3))
+        begin = rig.ledger.begin
+
+        async def fail(record: LedgerRecord) -> None:
+            await begin(record)
+            raise ArchiveUnavailable("told to fail, though it was done")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.ledger, "begin", fail)
+            with pytest.raises(ArchiveUnavailable):
+                await rig.broker.contradict("a.b", Position(top.epoch, 5, "f" * 16))
+        floor = await rig.broker.purge("a.b")
+        assert floor is not None
+        assert (floor.epoch == top.epoch, floor.offset) == (False, 5)
+        assert rig.notes.kinds("a.b") == ["events", "fork", "purge"]
+    async with opened(path) as rig:
+        found = await rig.broker.history("a.b", limit=10)
+        assert found is not None and (found.top, found.floor) == (floor, 5)
 
 
 async def test_a_restart_goes_on_where_it_was(path: str) -> None:
@@ -513,6 +571,39 @@ async def test_who_comes_as_another_has_just_looked_is_served(
         made = await rig.broker.subscribe("a.b")
         assert await looks is None
         assert made == await rig.broker.top("a.b")
+
+
+async def test_a_look_that_fails_once_nobody_waits_for_it_is_no_error_in_the_log(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that left while the ledger was asked for its channel, which then failed, was an
+    error in the log, with a traceback: an exception that was never retrieved."""
+    unseen: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: unseen.append(context))
+    async with opened(path) as rig:
+        asked, fail = asyncio.Event(), asyncio.Event()
+
+        async def top(_channel: str) -> LedgerRecord | None:
+            asked.set()
+            await fail.wait()
+            raise ArchiveUnavailable("told to fail")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.ledger, "top", top)
+            subscribing = asyncio.ensure_future(rig.broker.subscribe("a.b"))
+            await asked.wait()
+            subscribing.cancel()
+            await asyncio.wait([subscribing])
+            # It holds what it waited for.
+            del subscribing
+            fail.set()
+            while rig.broker._recalls:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gc.collect()
+        assert unseen == []
+        assert (await rig.broker.subscribe("a.b")).offset == 0
 
 
 async def test_channels_that_are_made_at_once_keep_the_bound(path: str) -> None:

@@ -3,26 +3,45 @@
 `make simulate` runs as many as one likes; here run those that every change has to pass.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import sim_asks
 from pubsub.archive import Unarchived
 from pubsub.envelope import pack_mark
+from pubsub.event import Published
+from pubsub.position import Position
+from pubsub.schedules import Schedule
 from sim_archive import Course as ArchiveCourse
 from sim_archive import archive_world
 from sim_delivery import Course, Story, World, delivery_world
 from sim_leases import LEASE_S, lease_world
 from sim_leases import Course as LeaseCourse
+from sim_ledger import Course as LedgerCourse
+from sim_ledger import LedgerWorld, ledger_world
+from sim_life import Call
 from sim_outages import outage_world
 from sim_presence import presence_world
+from sim_scheduler import limited, virtual
+from sim_truth import Plan
 from sim_worlds import WORLDS
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SEEDS = {"delivery": 1_000, "leases": 1_000, "outages": 400, "archive": 400, "presence": 60}
+SEEDS = {
+    "delivery": 1_000,
+    "leases": 1_000,
+    "outages": 400,
+    "archive": 400,
+    "presence": 60,
+    "ledger": 200,
+}
 
 PROVOKED = [
     pytest.mark.expect_log("server.repair", "feed reset", required=False),
@@ -30,6 +49,7 @@ PROVOKED = [
     pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone", required=False),
     pytest.mark.expect_log("pubsub.archivist", "archive", required=False),
     pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False),
+    pytest.mark.expect_log("pubsub.scheduler", "what is due could not", required=False),
 ]
 pytestmark = PROVOKED
 
@@ -64,6 +84,20 @@ def test_the_seeds_meet_what_they_are_to_meet() -> None:
             world.play()
             met.add(world)
     assert min(met.counts.values()) > 5, met.counts
+
+
+def test_the_seeds_of_a_single_node_meet_what_they_are_to_meet() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(200):
+        with ledger_world(seed) as world:
+            world.play()
+            met += world.met()
+    wanted = (
+        *("refused", "forgotten", "slow", "dropped", "crashes", "restarts", "jumps", "lapsed"),
+        *("written", "heard", "repeats", "repeats in later lives", "joined", "epochs", "forks"),
+        *("purges", "scheduled", "cancelled", "TooManyChannels", "BrokerUnavailable"),
+    )
+    assert min(met[name] for name in wanted) > 5, met
 
 
 class WorldsMet:
@@ -218,3 +252,71 @@ def test_what_is_archived_is_compared_with_what_was_published(harm: str) -> None
         else:
             with pytest.raises(AssertionError):
                 world.check()
+
+
+# What an adversary would do to a disk.
+HARMS = {
+    "set back": 'UPDATE channels SET "offset" = 0, "check" = epoch WHERE channel = \'a\'',
+    "forgotten": "DELETE FROM channels WHERE channel = 'a'",
+    "left out": "DELETE FROM events WHERE channel = 'a' AND \"offset\" = 1",
+    "another there": "INSERT INTO events SELECT channel, epoch, \"offset\", 'f', time, 0, 'x', "
+    "name, body FROM events WHERE channel = 'a' AND \"offset\" = 1",
+    "a fork": "UPDATE channels SET epoch = 'f' WHERE channel = 'a'",
+}
+
+
+def harm_ledger(world: LedgerWorld, harm: str) -> None:
+    truth, life = world.truth, world.life
+    at = truth.records["a"]
+    if harm in HARMS:
+        world.disk.look(HARMS[harm])
+    elif harm == "not purged":
+        truth.on_purged("a", at)
+    elif harm == "not written":
+        draft = world.draft("a")
+        answer = Published("a", Position(at.epoch, at.offset + 1, "f" * 16), draft.id)
+        truth.on_answer(life.heard, draft, answer, 0.0)
+    elif harm == "not handed out":
+        life.heard.tops["a"] = Position(at.epoch, at.offset - 1, "f" * 16)
+    elif harm == "never fired":
+        plan = Plan(Schedule(world.draft("a", "s"), 0, "0" * 16), sure=True)
+        truth.plans[plan.schedule.key] = plan
+    elif harm == "no answer":
+        hangs = life.process.loop.create_task(asyncio.Event().wait())
+        world.calls.append(Call(life, hangs, 0.0))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *("none", *HARMS, "not purged", "not written", "not handed out", "never fired"),
+        "no answer",
+    ],
+)
+def test_what_a_single_node_says_is_compared_with_what_is_on_its_disk(harm: str) -> None:
+    with ledger_world(1, LedgerCourse(steps=0)) as world:
+        world.settle()
+        world.ask(partial(sim_asks.subscribe, "a"))
+        for _ in range(2):
+            world.drafts.append(draft := world.draft("a"))
+            world.ask(partial(sim_asks.publish, [draft]))
+        world.settle()
+        harm_ledger(world, harm)
+        if harm == "none":
+            world.check()
+        else:
+            with pytest.raises(AssertionError):
+                world.check()
+
+
+def test_a_turn_that_does_not_end_is_a_failure() -> None:
+    async def spin() -> None:
+        while True:
+            pass
+
+    with virtual(1) as scheduler:
+        process = scheduler.process("spins")
+        process.call(lambda: process.loop.create_task(spin()))
+        with limited(scheduler, 0.05):
+            scheduler.run(20)
+        assert "a turn does not end" in scheduler.failures[0]

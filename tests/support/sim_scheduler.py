@@ -18,6 +18,7 @@ import logging
 import random
 import secrets
 import selectors
+import signal
 import time
 import weakref
 from asyncio import _set_running_loop
@@ -326,3 +327,24 @@ def virtual(seed: int) -> Iterator[Scheduler]:
     finally:
         logging.getLogger().removeHandler(log)
         random.setstate(before)
+
+
+@contextmanager
+def limited(scheduler: Scheduler, most_s: float) -> Iterator[None]:
+    """Let a turn of a loop that never ends be a failure, which nothing else can say.
+
+    `most_s` is how much of the processor's time all that is within may take.
+    """
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        scheduler.failures.append("a turn does not end")
+        raise AssertionError("a turn does not end")
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    # Again and again: what is interrupted may begin anew.
+    signal.setitimer(signal.ITIMER_VIRTUAL, most_s, most_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -11,6 +11,7 @@ from redis_server import RedisServer
 from sim_archive import archive_world
 from sim_delivery import delivery_world
 from sim_leases import lease_world
+from sim_ledger import ledger_world
 from sim_outages import outage_world
 from sim_presence import presence_world
 from sim_redis import Wire
@@ -50,6 +51,7 @@ WORLDS: Final[dict[str, Callable[[int], AbstractContextManager[Run]]]] = {
     "outages": outage_world,
     "archive": archive_world,
     "presence": presence_world,
+    "ledger": ledger_world,
 }
 
 # How many seeds are run of each if nobody says; the nodes of presence's are whole.
@@ -59,4 +61,5 @@ SEEDS: Final = {
     "outages": 2_000,
     "archive": 2_000,
     "presence": 200,
+    "ledger": 2_000,
 }

@@ -53,6 +53,7 @@ SIMULATED: Final[Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
             *("pubsub/share.lua", "pubsub/archivist.py"),
         ),
     ),
+    "ledger": ((5, 29, 30), ("pubsub/durable_", "pubsub/memory_broker.py")),
     "presence": (
         (23, 24),
         ("server/", "pubsub/versions.lua", "pubsub/redis_presence.py", "pubsub/redis_watch.py"),
@@ -65,6 +66,7 @@ _SEEDS: Final = {
     "outages": 1_000,
     "archive": 500,
     "presence": 150,
+    "ledger": 1_000,
 }
 
 # Tests that hang are not tests that fail.
