@@ -146,7 +146,9 @@ class CommitQueue:
             first = self._waiting[0]
             if isinstance(first, _Step):
                 self._waiting.popleft()
-                await self._take_step(first)
+                # Nobody waits any more for what was given up before it was begun.
+                if not first.done.cancelled():
+                    await self._take_step(first)
             elif group := self._group():
                 await self._commit(group)
 

@@ -345,6 +345,22 @@ async def test_a_purge_takes_its_turn(path: str) -> None:
         assert found is not None and ids(found.events) == ["after"]
 
 
+async def test_a_purge_that_was_given_up_before_its_turn_is_not_done(path: str) -> None:
+    async with opened(path) as rig:
+        await rig.broker.subscribe("a.b")
+        rig.ledger.gate = asyncio.Event()
+        published = await under_way(rig, "x")
+        purging = asyncio.ensure_future(rig.broker.purge("a.b"))
+        await asyncio.sleep(0)
+        purging.cancel()
+        await asyncio.sleep(0)
+        rig.ledger.gate.set()
+        await published
+        await rig.broker.publish([draft("y")])
+        assert rig.notes.kinds("a.b") == ["events", "events"]
+        assert ids(await rig.ledger.read(Query(channel="a.b", limit=10))) == ["x", "y"]
+
+
 async def test_a_purge_waits_for_what_a_fork_that_failed_has_done(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
