@@ -44,7 +44,7 @@ class SqliteThread:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
             try:
                 await self._submit(self._open)
-            except BaseException:
+            except (Exception, asyncio.CancelledError):
                 await self.close()
                 raise
 
