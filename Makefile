@@ -48,7 +48,8 @@ format: $(VENV)/.dev ## put all Python files into shape
 # The threshold (fail_under in pyproject.toml) holds for each room by itself.
 cover: $(VENV)/.dev $(NODE) ## run the tests and measure what they cover in their own processes
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --cov --cov-report= $(PARALLEL) $(ARGS)
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
+	@$(BIN)/coverage combine --quiet
 	@status=0; for room in config pubsub server handlers; do \
 		echo "coverage of $$room/"; \
 		$(BIN)/coverage report --include="$$room/*" || status=1; \

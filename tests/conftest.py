@@ -42,7 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # Workers have no terminal; what they report comes to their parent, which has.
     if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
         config.pluginmanager.register(TellFailures(terminal))
-    for name in [name for name in os.environ if name.startswith("GALECAST_")]:
+    foreign = ["GALECAST_"]
+    if hasattr(config, "workerinput") or not config.getoption("tx", None):
+        # This process is measured, if any: servers that tests start are not. It would take
+        # minutes, and shows little that others have not covered.
+        foreign.append("COVERAGE_")
+    for name in [name for name in os.environ if name.startswith(tuple(foreign))]:
         del os.environ[name]
     # A shell that runs this in the background ignores SIGINT, and so would all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -103,6 +108,25 @@ def pytest_make_collect_report(
         report.longrepr = f"unexpected skip: {_skip_reason(report)}"
         report.outcome = "failed"
     return report
+
+
+# ---- coverage
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    measuring = None
+    if item.get_closest_marker("unmeasured") is not None:
+        from coverage import Coverage
+
+        measuring = Coverage.current()
+    if measuring is None:
+        return (yield)
+    measuring.stop()
+    try:
+        return (yield)
+    finally:
+        measuring.start()
 
 
 # ---- the log

@@ -107,7 +107,9 @@ FILES = {
     "test_cases.py": CASES,
     "test_module.py": "import pytest\npytest.importorskip('no_such_module')\n",
     "test_setting.py": "import os\n\n\ndef test_pass_settings_of_the_host_are_gone():\n"
-    "    assert not [name for name in os.environ if name.startswith('GALECAST_')]\n",
+    "    assert not [name for name in os.environ if name.startswith('GALECAST_')]\n\n\n"
+    "def test_pass_what_tests_start_is_not_measured():\n"
+    "    assert not [name for name in os.environ if name.startswith('COVERAGE_')]\n",
 }
 
 
@@ -126,7 +128,12 @@ def inner_run(
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *FILES],
         cwd=folder,
-        env={"TEST_STRICT": request.param, "GALECAST_PORT": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            "TEST_STRICT": request.param,
+            "GALECAST_PORT": "1",
+            "COVERAGE_OF_ANOTHER": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         timeout=60,

@@ -463,8 +463,7 @@ class Machine(RuleBasedStateMachine):
         return name not in self.leases
 
 
-# It tries very many courses, and to measure them would take twice the time.
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("open_rig", RIG_PARAMS)
 def test_any_broker_behaves_like_the_model(open_rig: OpenRig) -> None:
     class MachineOfRig(Machine):

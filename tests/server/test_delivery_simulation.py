@@ -22,8 +22,7 @@ from pubsub.channel_record import ChannelRecord
 from pubsub.event import Event
 from server.feed import State
 
-# They try very many courses, and to measure them would take twice the time.
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.unmeasured
 
 SEEDS = range(40)
 STEPS = 250

@@ -187,8 +187,7 @@ class Machine(FeedMachine):
         self.leaving.clear()
 
 
-# It tries very many courses, and to measure them would take twice the time.
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_every_session_is_told_what_the_model_says(expect_log: Any) -> None:
     expect_log("server.repair", "feed reset", required=False)
     run_state_machine_as_test(

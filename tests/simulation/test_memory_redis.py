@@ -29,8 +29,7 @@ from sim_redis import Server
 from sim_worlds import WORLDS, wire
 
 pytestmark = [
-    # They try very many courses, and to measure them would take twice the time.
-    pytest.mark.no_cover,
+    pytest.mark.unmeasured,
     pytest.mark.skipif(find_redis_server() is None, reason="there is no redis-server"),
     pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone", required=False),
     pytest.mark.expect_log("pubsub.redis_link", "Redis is away", required=False),
