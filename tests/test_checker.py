@@ -210,6 +210,24 @@ def test_an_event_may_stand_in_both_branches_of_an_epoch_that_is_over() -> None:
     assert "id" in rules(records)
 
 
+def test_a_branch_begins_anew_where_the_other_had_acknowledged_events() -> None:
+    """What was acknowledged there before is lost, so nothing has to stand behind it."""
+    world = World()
+    channel, a1 = world.channels["a"], world.clients[0]
+    before = channel.top
+    for _ in range(2):
+        world.publish("a", "acknowledged")
+        world.deliver(a1)
+        channel.kept.pop()
+    channel.top = before
+    world.publish("a", "acknowledged")
+    world.fork(channel)
+    records = world.finish()
+    assert check(records) == []
+    changed(records, 0, loses=False)
+    assert "order" in rules(records)
+
+
 def test_a_gap_in_the_archive_that_is_told_is_none() -> None:
     records = made(World())
     place, events = dump(records)

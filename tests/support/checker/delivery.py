@@ -140,18 +140,23 @@ def _one_place_to_an_event(history: History) -> Iterator[Violation]:
 
 
 def _real_order(history: History) -> Iterator[Violation]:
-    """What was begun after another event was acknowledged stands behind it."""
+    """What was begun after another event was acknowledged stands behind it.
+
+    Of the two branches of an epoch that is over, one begins anew where the other was.
+    """
+    forks = _forks(history) if history.scope.loses else {}
     by_epoch: dict[tuple[str, str], list[tuple[Published, Place]]] = defaultdict(list)
     for event in history.events.values():
         for at in event.places:
             by_epoch[event.channel, at.epoch].append((event, at))
-    for (channel, _epoch), events in by_epoch.items():
+    for (channel, epoch), events in by_epoch.items():
+        forked = forks.get((channel, epoch), float("inf"))
         events.sort(key=lambda each: -each[1].offset)
         # From the top down: the earliest that any event further up was acknowledged.
         above = float("inf")
         name = ""
         for event, at in events:
-            if event.began > above:
+            if event.began > above and at.offset < forked:
                 yield Violation(
                     "order", f"{channel}: {event.id} at {at} was begun after {name} was there"
                 )
