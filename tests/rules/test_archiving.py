@@ -7,6 +7,7 @@ import pytest
 from broker_rig import Notes, draft, drafts
 from config.rules import ChannelRule
 from pubsub.archive import Unarchived
+from pubsub.errors import BrokerUnavailable
 from pubsub.redis_archive_queue import RedisArchiveQueue
 from pubsub.redis_keys import RedisKeys
 from queue_rig import ARCHIVED, StandIn, open_archiving_node
@@ -94,14 +95,19 @@ async def test_rule_26_a_partition_has_one_consumer_at_a_time(
 
 
 async def test_rule_26_a_slow_but_living_consumer_does_no_harm(
-    server: RedisServer, keys: RedisKeys
+    server: RedisServer, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def refuse(**_options: bool) -> frozenset[int]:
+        raise BrokerUnavailable("not now")
+
     slow, archive = StandIn(gate=asyncio.Event()), StandIn()
     async with open_archiving_node(server, slow, keys=keys, lease_s=LEASE_S) as sleeper:
         await sleeper.shares(64)
         await sleeper.publish(*drafts("x", 3))
         await until(lambda: sleeper.archivist.backlog == 3)
         await sleeper.queue.share(leave=True)
+        # As one that is not heard of for so long that others take what it has.
+        monkeypatch.setattr(sleeper.queue, "share", refuse)
         async with open_archiving_node(server, archive, keys=keys, lease_s=LEASE_S) as other:
             await other.publish(draft("y"))
             await until(lambda: archive.ids() == ["x1", "x2", "x3", "y"])
