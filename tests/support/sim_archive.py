@@ -34,7 +34,7 @@ from sim_course import RATES, NodeCourse, draw_faults
 from sim_database import Database, SimArchive, Troubles
 from sim_link import SimLink, SimStore
 from sim_redis import Server
-from sim_scheduler import Process, Scheduler, virtual
+from sim_scheduler import PlayedWorld, Process, Scheduler, virtual
 
 # Two in one partition, one in the other.
 CHANNELS = ("a", "b", "d")
@@ -96,7 +96,7 @@ class Batched:
     home: Home | None = None
 
 
-class ArchiveWorld:
+class ArchiveWorld(PlayedWorld):
     """The nodes, the database, and what was truly published."""
 
     def __init__(self, scheduler: Scheduler, course: Course, server: Server) -> None:
@@ -237,12 +237,6 @@ class ArchiveWorld:
         self._shares = held
 
     # The run
-
-    def play(self) -> None:
-        """Run it all; raises AssertionError if the promise was broken."""
-        self.run()
-        self.settle()
-        self.check()
 
     def run(self) -> None:
         course = self.course

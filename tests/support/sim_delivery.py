@@ -35,7 +35,7 @@ from server.timetable import Timetable
 from sim_backplane import CALL_TIMEOUT_S, Backplane, Faults, SimBroker
 from sim_clients import Client, Place, Publisher, SimConnection, Visit, at
 from sim_rules import PIECE_BYTES, watched
-from sim_scheduler import Line, Process, Scheduler, virtual
+from sim_scheduler import Line, PlayedWorld, Process, Scheduler, virtual
 
 CHANNEL = "a.b"
 LINGER_S = 3.0
@@ -141,7 +141,7 @@ def scaled(course: Course) -> Iterator[None]:
         yield
 
 
-class World:
+class World(PlayedWorld):
     """What truly happened, and what each client was told of it."""
 
     def __init__(self, scheduler: Scheduler, course: Course) -> None:
@@ -388,9 +388,7 @@ class World:
 
     def play(self) -> None:
         """Run it all; raises AssertionError if the promise was broken."""
-        self.run()
-        self.settle()
-        self.check()
+        super().play()
         self.part()
         assert not self.scheduler.failures, self.scheduler.failures
 

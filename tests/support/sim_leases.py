@@ -27,7 +27,7 @@ from pubsub.redis_presence import RedisPresence
 from sim_course import RATES, PresenceCourse, draw_faults
 from sim_link import SimLink, SimStore
 from sim_redis import Server
-from sim_scheduler import Process, Scheduler, virtual
+from sim_scheduler import PlayedWorld, Process, Scheduler, virtual
 
 CHANNELS = ("a", "d")
 LEASE_S = 9.0
@@ -111,7 +111,7 @@ class Guest:
         return Member(self.name, f"u{self.name}", b"%d" % self.info)
 
 
-class LeaseWorld:
+class LeaseWorld(PlayedWorld):
     """The nodes, who is there, and what truly happened to them."""
 
     def __init__(self, scheduler: Scheduler, course: Course, server: Server) -> None:
@@ -256,12 +256,6 @@ class LeaseWorld:
             self._return()
 
     # The run
-
-    def play(self) -> None:
-        """Run it all; raises AssertionError if the promise was broken."""
-        self.run()
-        self.settle()
-        self.check()
 
     def run(self) -> None:
         course = self.course

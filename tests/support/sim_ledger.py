@@ -26,14 +26,12 @@ from pubsub.schedules import Schedule
 from sim_database import Troubles
 from sim_disk import Disk
 from sim_life import Call, Life
-from sim_scheduler import WALL_S, Scheduler, limited, virtual
+from sim_scheduler import WALL_S, PlayedWorld, Scheduler, virtual
 from sim_truth import TTL_S, Plan, Truth, is_plain
 
 ARCHIVED = ("a", "b", "c")
 PLAIN = ("plain.p", "plain.q")
 SETTLE_S: Final = 120.0
-# Of the processor's time: a run takes a hundredth of it.
-_MOST_WORK_S: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -91,7 +89,7 @@ class Course:
 Work = Callable[[Life], Awaitable[None]]
 
 
-class LedgerWorld:
+class LedgerWorld(PlayedWorld):
     """The node's lives, one after the other, and who asks things of it."""
 
     def __init__(self, scheduler: Scheduler, course: Course, disk: Disk) -> None:
@@ -289,13 +287,6 @@ class LedgerWorld:
             self.disk.away = not self.disk.mute
 
     # The run
-
-    def play(self) -> None:
-        """Run it all; raises AssertionError if the promise was broken."""
-        with limited(self.scheduler, _MOST_WORK_S):
-            self.run()
-            self.settle()
-            self.check()
 
     def run(self) -> None:
         course = self.course

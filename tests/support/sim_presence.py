@@ -32,7 +32,7 @@ from sim_clients import Client, Place, SimConnection, Visit
 from sim_course import RATES, PresenceCourse, draw_faults
 from sim_delivery import metrics, settings
 from sim_redis import Server, SimRedis, SimTopology
-from sim_scheduler import Line, Process, Scheduler, virtual
+from sim_scheduler import Line, PlayedWorld, Process, Scheduler, virtual
 
 CHANNELS = ("a", "b")
 LEASE_S = 9.0
@@ -72,7 +72,7 @@ class Home(Place):
     presence: RedisPresence = field(kw_only=True)
 
 
-class PresenceWorld:
+class PresenceWorld(PlayedWorld):
     """The nodes, the clients, and what truly happened to them."""
 
     def __init__(self, scheduler: Scheduler, course: Course, server: Server) -> None:
@@ -242,12 +242,6 @@ class PresenceWorld:
             connection.lose()
 
     # The run
-
-    def play(self) -> None:
-        """Run it all; raises AssertionError if the promise was broken."""
-        self.run()
-        self.settle()
-        self.check()
 
     def run(self) -> None:
         course = self.course

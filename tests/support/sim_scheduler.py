@@ -26,10 +26,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import Any, cast
+from typing import Any, Final, cast
 from unittest import mock
 
 WALL_S = 1_700_000_000.0
+# How much of the processor's time a run may take: a hundred times what it takes.
+MOST_WORK_S: Final = 10.0
 _TURN_S = 1e-7
 # What is due much later does not come before what waits for nothing is looked at.
 _LEAP_S = 5.0
@@ -348,3 +350,28 @@ def limited(scheduler: Scheduler, most_s: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+class PlayedWorld:
+    """A world that runs, comes to rest, and then is checked."""
+
+    scheduler: Scheduler
+
+    def play(self) -> None:
+        """Run it all; raises AssertionError if the promise was broken."""
+        with limited(self.scheduler, MOST_WORK_S):
+            self.run()
+            self.settle()
+            self.check()
+
+    def run(self) -> None:
+        """Let things happen."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """End all faults, and wait until nothing is left to do."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise AssertionError if the promise was broken."""
+        raise NotImplementedError
