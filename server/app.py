@@ -36,6 +36,7 @@ from server.lifecycle import Phase
 from server.log import configure
 from server.metrics import Metrics
 from server.node import Node, assemble
+from server.signals import ignore_signals
 from server.ticker import LoopLag
 from server.tie import Tie
 from server.timetable import Timetable
@@ -318,8 +319,7 @@ async def run(
         await asyncio.wait([drained, hurry])
     finally:
         await _let_go(app, hurried, None if ends is None else max(0.0, ends - loop.time()))
-        if tie is not None:
-            tie.let_go(loop)
+        ignore_signals(loop)
     _log.info("stopped")
     return 1 if hurried.is_set() else 0
 

@@ -9,17 +9,14 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 import msgspec
 
 from config.settings import Settings, dev_origins
 from config.sources import changed
+from server.signals import HANDLED, STOP
 
 _log = logging.getLogger("galecast")
-
-STOP: Final = (signal.SIGTERM, signal.SIGINT)
-HANDLED: Final = (*STOP, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 
 
 class Tie:
@@ -62,15 +59,6 @@ class Tie:
             stop()
 
         loop.add_reader(self._alive, on_alone)
-
-    def let_go(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Ignore signals: one that comes too late must not change how the worker ended."""
-        # Held back meanwhile: without a handler they would kill.
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        for number in (*STOP, signal.SIGHUP, signal.SIGQUIT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def say_ready(self) -> None:
         """Tell the supervisor that this worker listens."""

@@ -24,8 +24,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import msgspec
@@ -38,7 +38,8 @@ from server.cli_output import CommandFailed
 from server.log import configure
 from server.private_redis import NOT_FOUND, NotStarted, PrivateRedis, find_redis_server
 from server.shared_port import reserve
-from server.tie import HANDLED, STOP, Share, Tie
+from server.signals import HANDLED, STOP, received_signals
+from server.tie import Share, Tie
 
 _log = logging.getLogger("galecast")
 
@@ -122,7 +123,7 @@ class Supervisor:
         gc.collect()
         # What is there now stays shared between the copies: a collection would touch it.
         gc.freeze()
-        with _signals() as self._signalled:
+        with received_signals() as self._signalled:
             try:
                 if self._redis is not None:
                     # Before there is anything that it would have to clear up.
@@ -362,22 +363,6 @@ class Supervisor:
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         return pid
-
-
-@contextmanager
-def _signals() -> Iterator[int]:
-    """Yield a descriptor that gives the number of each signal that comes, one byte each."""
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        sending.setblocking(False)
-        before_fd = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, lambda *_: None) for number in HANDLED}
-        try:
-            yield receiving.fileno()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(before_fd)
 
 
 def _ending(code: int) -> str:

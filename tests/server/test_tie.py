@@ -1,8 +1,4 @@
-import subprocess
-import sys
-
 from config.settings import Settings, dev_origins
-from processes import ROOT
 from server.tie import Share
 
 
@@ -18,33 +14,3 @@ def test_the_share_of_a_worker() -> None:
     assert other.admin_port == 0
     assert other.origins == ()
     assert other.broker == Settings().broker
-
-
-# In a process of its own, which it would end. Any of its threads may get the signal.
-LATE = """
-import asyncio, os, signal, threading
-from server.tie import Tie
-
-async def main():
-    loop = asyncio.get_running_loop()
-    tie = Tie(0, *os.pipe(), b"")
-    tie.hold(loop, stop=print, hurry=print, reload=print)
-    tie.let_go(loop)
-
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-asyncio.run(main())
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-    os.kill(os.getpid(), number)
-print("lives", flush=True)
-os._exit(0)
-"""
-
-
-def test_a_worker_that_has_ended_is_not_killed_by_a_signal_that_comes_late() -> None:
-    """Where the terminal signals all, the supervisor's own signal found workers that had drained.
-
-    Nobody handled it any more, so they were killed by it, and the exit code was 1.
-    """
-    command = [sys.executable, "-c", LATE]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert (ended.returncode, ended.stdout) == (0, "lives\n"), ended.stderr

@@ -23,7 +23,7 @@ from config.settings import DEV_KEY, Settings
 from config.sources import Loaded
 from processes import ROOT, ServerProcess
 from redis_server import RedisServer, find_redis_server, free_port
-from server.tie import STOP
+from server.signals import HANDLED
 from server.workers import Supervisor
 
 # Below the time between two pings, which would keep a client that waits in vain waiting.
@@ -565,10 +565,13 @@ def test_a_machine_that_can_start_no_process_is_tried_again(
     expect_log("galecast", r"worker 0 cannot be started: .*out of luck; again in 0\.\d s")
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    before = {number: signal.getsignal(number) for number in STOP}
+    before = {number: signal.getsignal(number) for number in HANDLED}
     loaded = Loaded(settings=Settings(), origins={})
-    assert Supervisor(loaded, lambda: None, lambda *_: 0, port=0).run() == 0
-    assert {number: signal.getsignal(number) for number in STOP} == before
+    try:
+        assert Supervisor(loaded, lambda: None, lambda *_: 0, port=0).run() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_memory_is_not_shared() -> None:

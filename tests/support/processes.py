@@ -95,6 +95,14 @@ class ServerProcess:
         """Send a signal."""
         self._process.send_signal(number)
 
+    def ended(self, within_s: float) -> bool:
+        """Say whether it ends within that time."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait(self) -> int:
         """Wait for the end and return the exit code."""
         return self._process.wait(_PATIENCE_S)
