@@ -144,7 +144,7 @@ class Session:
         self.sock.send(request.encode() + masked({"type": "connect", "ref": 1}) + masked(subscribe))
 
     def read(self) -> None:
-        """Take what came; raises ConnectionError if that is the end."""
+        """Take what came; raises ConnectionError if that is the end, or it has to come again."""
         assert self.sock is not None
         data = self.sock.recv(65_536)
         if not data:
@@ -164,6 +164,9 @@ class Session:
                 self.ids.append(message["id"])
             elif message["type"] == "reset" or message.get("recovered") is False:
                 self.resets += 1
+            elif message["type"] == "error" and message["retry"]:
+                # A node that gets no time from a busy machine takes Redis for away.
+                raise ConnectionError(message["code"])
             else:
                 assert message["type"] in ("connected", "subscribed"), message
 
