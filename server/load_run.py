@@ -20,6 +20,7 @@ from server.load_verdict import Session, Standard
 
 _TICK_S: Final = 0.25
 _DRAIN_TICK_S: Final = 0.05
+_CATCH_UP_S: Final = 0.25
 _MOST_SLICES: Final = 60
 
 
@@ -30,7 +31,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     `rate`, so many events per second in all, whatever the server does. `batch` events to a
     message. The run ends after `warmup_s` and `seconds`, or with `events` published if that comes
     first; then it waits until all has come, or nothing more has for `patience_s`. Of sessions that
-    are no witnesses the content is compared too of every `compare_every`-th (0: of none).
+    are no witnesses the content is compared too of every `compare_every`-th (0: of none). Time in
+    which this process was held up is no time in which nothing came, nor is what was due then left
+    out.
     """
 
     seconds: float = 10.0
@@ -136,6 +139,8 @@ class Run:
             due_at = publishing(now)
             wait_s = min(tick_at, due_at, self._until) - time.perf_counter()
             self._loop.turn(max(0.0, wait_s))
+        if self._plan.rate:
+            self._catch_up(publishing)
         now = time.perf_counter()
         if self._marks:
             self._marks.append(self._mark(now))
@@ -179,6 +184,17 @@ class Run:
             return schedule.next_due
 
         return publish
+
+    def _catch_up(self, publishing: Callable[[float], float]) -> None:
+        """Send what was due before the end, if this was held up just then.
+
+        Who lags far behind, since the rate is too high for it, does not get to the end of that.
+        """
+        given_up_at = time.perf_counter() + _CATCH_UP_S
+        while not self._over() and publishing(now := time.perf_counter()) < self._until:
+            if now >= given_up_at:
+                break
+            self._loop.turn(0.0)
 
     # ---- in between
 
@@ -226,9 +242,10 @@ class Run:
 
     def _drain(self) -> None:
         seen: tuple[int, int] = (-1, -1)
-        quiet_since = time.perf_counter()
-        while (now := time.perf_counter()) < quiet_since + self._plan.patience_s:
-            until = now + _DRAIN_TICK_S
+        # Counted, not looked up: if all stood still meanwhile, nothing could come.
+        quiet_s = 0.0
+        while quiet_s < self._plan.patience_s:
+            until = time.perf_counter() + _DRAIN_TICK_S
             while (left_s := until - time.perf_counter()) > 0:
                 self._loop.turn(left_s)
             counts = self._counts()
@@ -236,8 +253,10 @@ class Run:
             if acked >= self._published() and self._standard.complete(counts):
                 return
             if (found := (sum(counts), acked)) != seen:
-                seen, quiet_since = found, now
-            self._tick(now, draining=True)
+                seen, quiet_s = found, 0.0
+            else:
+                quiet_s += _DRAIN_TICK_S
+            self._tick(time.perf_counter(), draining=True)
 
     def _counts(self) -> list[int]:
         counts = self._loop.counts

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ from load_rig import ACCEPTED, Tamper, text_frame, wire_server, wire_target
 from server.load_engine import Load
 from server.load_frames import PING, PONG_MASKED
 from server.load_layout import Layout
+from server.load_loop import LoadLoop
 from server.load_opening import Refusal
 from server.load_publisher import PublishRefused
 from server.load_report import LoadReport
@@ -26,6 +28,13 @@ def run(tamper: Tamper | None = None, plan: Plan = PLAN, publishers: int = 1) ->
     with wire_server(tamper) as server, Load(wire_target(server.port), layout, size=32) as load:
         load.open()
         return load.run(plan)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def tampering(session: int, change: Callable[[int, bytes], bytes]) -> Tamper:
@@ -136,6 +145,61 @@ def test_open_loop_sends_on_though_nothing_is_acknowledged() -> None:
     assert report.lag.total == 50
 
 
+def test_what_was_due_before_the_end_is_sent_by_a_load_that_was_held_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looked at the clock first: held up for 10 ms at the end, it left out what was due."""
+    pauses = [0.5]
+
+    def turn(loop: LoadLoop, timeout_s: float) -> None:
+        if pauses:
+            time.sleep(pauses.pop())
+        plain(loop, timeout_s)
+
+    plain = LoadLoop.turn
+    monkeypatch.setattr(LoadLoop, "turn", turn)
+    report = run(plan=Plan(seconds=0.3, warmup_s=0.0, rate=400.0, patience_s=0.3))
+    assert report.published == 120
+    assert report.lag.total == 120
+    assert report.problems == []
+    assert not report.partial
+
+
+def test_what_is_due_at_a_rate_that_is_too_high_is_not_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.load_run._CATCH_UP_S", 0.0)
+    with wire_server() as server:
+        with Load(wire_target(server.port), Layout(sessions=2), size=32) as load:
+            load.open()
+            report = load.run(Plan(seconds=0.05, warmup_s=0.0, rate=1e7))
+    assert report.published < 500_000
+    assert report.ok
+
+
+def test_while_all_stand_still_it_is_not_said_that_nothing_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Time that passed for nobody counted: what was yet to come was given up as lost."""
+    stand_still, go_on = threading.Event(), threading.Event()
+
+    def tamper(session: int, number: int, frame: bytes) -> bytes:
+        if (session, number) == (OTHER, EVENTS - 1):
+            stand_still.set()
+            go_on.wait()
+        return frame
+
+    def turn(loop: LoadLoop, timeout_s: float) -> None:
+        if stand_still.is_set() and not go_on.is_set():
+            time.sleep(2 * PLAN.patience_s)
+            go_on.set()
+        plain(loop, timeout_s)
+
+    plain = LoadLoop.turn
+    monkeypatch.setattr(LoadLoop, "turn", turn)
+    assert run(tamper).problems == []
+
+
 @pytest.mark.parametrize("plan", [PLAN, Plan(seconds=20.0, warmup_s=0.0, rate=5e5, events=EVENTS)])
 def test_no_more_events_than_asked_for(plan: Plan) -> None:
     assert run(plan=plan).published == EVENTS
@@ -153,7 +217,8 @@ def test_pings_are_no_events_and_what_keeps_a_session_alive_is_sent() -> None:
     def tamper(_session: int, number: int, frame: bytes) -> bytes:
         return PING + frame if number == 3 else frame + PING if number == 9 else frame
 
-    plan = Plan(seconds=1.0, warmup_s=0.0, rate=40.0, patience_s=0.3)
+    # It ends with the last event, not at a time: all are heard though it is held up.
+    plan = Plan(seconds=20.0, warmup_s=0.0, rate=40.0, events=40, patience_s=0.3)
     with wire_server(tamper) as server:
         target = wire_target(server.port, keepalive_s=0.5)
         with Load(target, Layout(sessions=SESSIONS), size=32) as load:
@@ -161,10 +226,9 @@ def test_pings_are_no_events_and_what_keeps_a_session_alive_is_sent() -> None:
             for session in (WITNESS, OTHER):
                 server.say(session, PING)
             report = load.run(plan)
-        heard = server.heard
+            until(lambda: server.heard.count(PONG_MASKED) >= SESSIONS)
     assert report.problems == []
     assert report.delivered == 40 * SESSIONS
-    assert heard.count(PONG_MASKED) >= SESSIONS
 
 
 def test_what_comes_with_the_last_confirmation_belongs_to_the_session() -> None:
@@ -235,10 +299,18 @@ def test_a_run_that_was_stopped_before_it_began_publishes_nothing() -> None:
 
 
 def test_rates_are_of_the_measured_phase() -> None:
-    with wire_server() as server:
-        with Load(wire_target(server.port), Layout(sessions=5), size=32) as load:
-            load.open()
-            report = load.run(Plan(seconds=1.0, warmup_s=0.3, rate=100.0))
+    def measured() -> LoadReport:
+        with wire_server() as server:
+            with Load(wire_target(server.port), Layout(sessions=5), size=32) as load:
+                load.open()
+                return load.run(Plan(seconds=1.0, warmup_s=0.3, rate=100.0))
+
+    report = measured()
+    for _ in range(20):
+        # A run that was held up has other rates, and says so.
+        if report.latency.greatest < 0.08 and report.measured_s < 1.05:
+            break
+        report = measured()
     assert report.published == 130
     assert report.latency.total == 100 * 5
     assert report.published_per_s == pytest.approx(100, rel=0.15)
@@ -249,10 +321,11 @@ def test_rates_are_of_the_measured_phase() -> None:
 
 
 def test_nothing_is_left_open() -> None:
-    threads = threading.active_count()
+    # Those of earlier tests may end meanwhile.
+    threads = set(threading.enumerate())
     with wire_server() as server:
         load = Load(wire_target(server.port), Layout(sessions=2), size=32)
         load.open()
         load.close()
         load.close()
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
