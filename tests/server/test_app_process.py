@@ -16,9 +16,9 @@ import websocket
 
 from fleet import await_true
 from processes import ROOT, ServerProcess
-from redis_server import RedisServer
+from redis_server import RedisServer, free_port
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 20.0
 
 
 def get(server: ServerProcess, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage]:
@@ -55,7 +55,8 @@ async def test_a_drain_tells_every_session_when_to_come_back() -> None:
 
 
 def drain() -> None:
-    with ServerProcess("--dev", environ={"GALECAST_DRAIN_DELAY_S": "0.5"}) as server:
+    # Long enough for all that is asked meanwhile, by whoever is held up.
+    with ServerProcess("--dev", environ={"GALECAST_DRAIN_DELAY_S": "5"}) as server:
         clients = [session(server) for _ in range(5)]
         for client in clients:
             client.send(json.dumps({"type": "connect", "ref": 1}))
@@ -204,8 +205,7 @@ async def test_admin_port_serves_health_and_metrics() -> None:
 
 
 def admin_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with ServerProcess("--dev", "--admin-port", str(port)) as server:
         assert get(server, "/metrics")[0] == 401
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
