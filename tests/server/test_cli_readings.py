@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from processes import ROOT, ServerProcess
+from redis_server import free_port
 from server.cli import main
 from server.cli_output import CommandFailed
 from server.cli_publish import Publisher
@@ -374,8 +375,7 @@ def test_the_command_publishes_what_this_machine_does() -> None:
 
 def test_the_command_outlives_a_server_that_is_away() -> None:
     """It does not matter which of the two is started first, nor that one is started again."""
-    with ServerProcess() as server:
-        port = server.port
+    port = free_port()
     argv = ("--dev", "--port", str(port), "--channel", "a.b", "--every", "0.1")
     with command(*argv) as process:
         assert process.stderr is not None
