@@ -299,14 +299,17 @@ def test_a_second_signal_ends_all_at_once() -> None:
 
 def test_workers_that_hear_the_signal_themselves_too_still_drain() -> None:
     """A service manager may signal every process; a worker must not take that as a second time."""
-    with working(GALECAST_DRAIN_DELAY_S="0.5") as workers, ExitStack() as stack:
-        client = spread(stack, workers.server.port, 1)[0]
+    # No worker ends before its clients have answered.
+    environ = {"GALECAST_DRAIN_DELAY_S": "0.5", "GALECAST_SESSION_CLOSE_TIMEOUT_S": "20"}
+    with working(**environ) as workers, ExitStack() as stack:
+        clients = spread(stack, workers.server.port, _WORKERS)
         workers.server.signal(signal.SIGTERM)
         workers.line("^draining, at most")
         for line in workers.lines(r"^worker \d listens"):
             os.kill(line["pid"], signal.SIGTERM)
-        assert client.hear()["type"] == "closing"
-        client.cut()
+        for client in clients:
+            assert client.hear()["type"] == "closing"
+            client.cut()
         assert workers.server.wait() == 0
 
 
