@@ -252,13 +252,13 @@ def test_a_send_that_fails_is_a_lost_connection() -> None:
 def test_a_silent_server_is_asked_and_then_left(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.cli_tail._PONG_S", 0.2)
-
     def silent(peer: Peer) -> None:
         peer.welcome(ping_s=0.05)
         peer.subscribe()
         ping = peer.hear()
         assert ping["type"] == "ping"
+        # Not before: this answer has its time.
+        monkeypatch.setattr("server.cli_tail._PONG_S", 0.2)
         peer.say(type="pong", ref=ping["ref"])
         assert peer.hear()["ref"] == ping["ref"] + 1
         with pytest.raises(ConnectionClosed):
