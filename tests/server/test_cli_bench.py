@@ -84,11 +84,11 @@ def test_every_event_reaches_everyone(
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
 def test_sessions_outlive_the_pings_of_the_server(capsys: Capture, encoding: str) -> None:
     """A session that is not heard from one ping to the next is closed (4003)."""
-    environ = {"GALECAST_SESSION_PING_S": "1", "GALECAST_SESSION_CLOSE_TIMEOUT_S": "0.1"}
+    environ = {"GALECAST_SESSION_PING_S": "2.5", "GALECAST_SESSION_CLOSE_TIMEOUT_S": "0.1"}
     with ServerProcess("--dev", environ=environ) as server:
         # The publisher has nothing else to say in that time.
-        shape = ("--sessions", "40", "--encoding", encoding, "--rate", "0.25")
-        assert bench(server, *shape, "--seconds", "3.5", "--json") == 0
+        shape = ("--sessions", "40", "--encoding", encoding, "--rate", "0.15")
+        assert bench(server, *shape, "--seconds", "6", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == []
     assert found["delivered"] == 40 * found["published"]
