@@ -94,6 +94,7 @@ async def test_fail_exception_nobody_read():
     await asyncio.sleep(0)
 
 
+@pytest.mark.timeout(seconds=0.5)
 async def test_fail_too_slow():
     await asyncio.sleep(30)
 
@@ -124,7 +125,7 @@ def inner_run(
     (folder / "conftest.py").write_text(guards.replace("SETTLE_S = 2.0", "SETTLE_S = 0.1"))
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    options = ["-v", "--async-test-timeout=0.5", "--continue-on-collection-errors"]
+    options = ["-v", "--continue-on-collection-errors"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *FILES],
         cwd=folder,
