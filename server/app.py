@@ -36,7 +36,7 @@ from server.lifecycle import Phase
 from server.log import configure
 from server.metrics import Metrics
 from server.node import Node, assemble
-from server.signals import ignore_signals
+from server.signals import STOP, handled_signals
 from server.ticker import LoopLag
 from server.tie import Tie
 from server.timetable import Timetable
@@ -293,33 +293,32 @@ async def run(
             app.reload(settings)
 
     if tie is not None:
-        tie.hold(loop, stop=stopping.set, hurry=on_hurry, reload=on_reload)
+        signals = tie.hold(loop, stop=stopping.set, hurry=on_hurry, reload=on_reload)
     else:
-        loop.add_signal_handler(signal.SIGTERM, on_stop)
-        loop.add_signal_handler(signal.SIGINT, on_stop)
-        loop.add_signal_handler(signal.SIGHUP, on_reload)
+        handlers = {**dict.fromkeys(STOP, on_stop), signal.SIGHUP: on_reload}
+        signals = handled_signals(loop, handlers)
     ends: float | None = None
-    try:
+    with signals:
         try:
-            await app.start()
-        except ArchiveUnavailable as error:
-            _log.error("the archive cannot be opened: %s", error)
-            return 1
-        _log.info("listening on %s", app.url, extra={"node": app.node.name})
-        if tie is not None:
-            tie.say_ready()
-        async with beside(app.url):
-            await stopping.wait()
-        ends = loop.time() + app.patience_s
-        drained = asyncio.create_task(app.drain())
-        hurry = asyncio.create_task(hurried.wait())
-        await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
-        for task in (drained, hurry):
-            task.cancel()
-        await asyncio.wait([drained, hurry])
-    finally:
-        await _let_go(app, hurried, None if ends is None else max(0.0, ends - loop.time()))
-        ignore_signals(loop)
+            try:
+                await app.start()
+            except ArchiveUnavailable as error:
+                _log.error("the archive cannot be opened: %s", error)
+                return 1
+            _log.info("listening on %s", app.url, extra={"node": app.node.name})
+            if tie is not None:
+                tie.say_ready()
+            async with beside(app.url):
+                await stopping.wait()
+            ends = loop.time() + app.patience_s
+            drained = asyncio.create_task(app.drain())
+            hurry = asyncio.create_task(hurried.wait())
+            await asyncio.wait([drained, hurry], return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, hurry):
+                task.cancel()
+            await asyncio.wait([drained, hurry])
+        finally:
+            await _let_go(app, hurried, None if ends is None else max(0.0, ends - loop.time()))
     _log.info("stopped")
     return 1 if hurried.is_set() else 0
 

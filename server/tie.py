@@ -7,14 +7,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from config.settings import Settings, dev_origins
 from config.sources import changed
-from server.signals import HANDLED, STOP
+from server.signals import HANDLED, STOP, handled_signals
 
 _log = logging.getLogger("galecast")
 
@@ -33,6 +33,7 @@ class Tie:
         self._alive = alive
         self._ready = ready
 
+    @contextmanager
     def hold(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -40,25 +41,24 @@ class Tie:
         stop: Callable[[], None],
         hurry: Callable[[], None],
         reload: Callable[[], None],
-    ) -> None:
-        """Call `stop` when told to end or left alone, and `hurry` when told to end at once.
+    ) -> Iterator[None]:
+        """While the block runs, call `stop` when told to end or left alone, `hurry` if at once.
 
         SIGTERM is no hurry however often it comes: a terminal or a service manager may signal
         every process, and the supervisor passes on what it got. SIGQUIT is.
         """
-        for number in STOP:
-            loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGQUIT, hurry)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        # They were held back since the fork, when there was nobody yet to handle them.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
         def on_alone() -> None:
             loop.remove_reader(self._alive)
             _log.warning("the supervisor is gone")
             stop()
 
-        loop.add_reader(self._alive, on_alone)
+        handlers = {**dict.fromkeys(STOP, stop), signal.SIGQUIT: hurry, signal.SIGHUP: reload}
+        with handled_signals(loop, handlers):
+            # They were held back since the fork, when there was nobody yet to handle them.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            loop.add_reader(self._alive, on_alone)
+            yield
 
     def say_ready(self) -> None:
         """Tell the supervisor that this worker listens."""
