@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -40,6 +41,16 @@ def bench(node: ServerProcess, *argv: str) -> int:
     return main(["bench", "--url", node.url, "--key", "dev.galecast", *QUICK, *argv])
 
 
+def measured(node: ServerProcess, capsys: Capture, *argv: str) -> dict[str, Any]:
+    """Return what a run tells that had time to measure: one that was held up begins anew."""
+    for _ in range(10):
+        assert bench(node, "--json", *argv) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        if found["measured_s"] > 0.3:
+            break
+    return found
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -63,8 +74,7 @@ def bench(node: ServerProcess, *argv: str) -> int:
 def test_every_event_reaches_everyone(
     node: ServerProcess, capsys: Capture, argv: tuple[str, ...]
 ) -> None:
-    assert bench(node, "--sessions", "12", "--json", *argv) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = measured(node, capsys, "--sessions", "12", *argv)
     asked = found["asked"]
     assert found["problems"] == []
     assert found["acknowledged"] == found["published"] > 0
@@ -98,7 +108,8 @@ def test_a_person_gets_a_table_and_a_drawing(
     node: ServerProcess, capsys: Capture, tmp_path: Path
 ) -> None:
     picture = tmp_path / "a.svg"
-    assert bench(node, "--sessions", "5", "--plot", str(picture)) == 0
+    # Longer, so that there is something to tell also if it is held up.
+    assert bench(node, "--sessions", "5", "--plot", str(picture), "--seconds", "3") == 0
     out = capsys.readouterr().out
     names = [re.split(r"  +", line)[0] for line in out.splitlines()]
     assert names[:6] == ["server", "load", "sessions", "published", "delivered", "latency"]
