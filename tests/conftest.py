@@ -24,6 +24,7 @@ import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
+from itertools import count
 from typing import Any, Protocol
 
 import pytest
@@ -33,8 +34,10 @@ from tornado.platform.asyncio import AsyncIOLoop
 
 STRICT = os.environ.get("TEST_STRICT", "") not in ("", "0")
 
-# How long what a test has closed may take to be gone.
+# How long what a test has closed may take to be gone, and how many looks at it at least: a machine
+# that stands still takes the time of whom it gives no turn.
 SETTLE_S = 2.0
+SETTLE_LOOKS = 40
 
 
 @pytest.hookimpl(trylast=True)
@@ -222,12 +225,12 @@ async def _settle(selector: selectors.BaseSelector, quiet: int) -> list[str]:
     loop = asyncio.get_running_loop()
     me = asyncio.current_task()
     deadline = loop.time() + SETTLE_S
-    while True:
+    for look in count(1):
         tasks = [task for task in asyncio.all_tasks() if task is not me]
         files = list(selector.get_map().values())[quiet:]
         if not (tasks or files):
             return []
-        if loop.time() >= deadline:
+        if loop.time() >= deadline and look >= SETTLE_LOOKS:
             break
         await asyncio.sleep(0.005)
     left = [f"task left running: {task!r}" for task in tasks]
