@@ -16,7 +16,8 @@ from redis_server import RedisServer
 from rule_rig import calls
 
 GONE = pytest.mark.expect_log("pubsub.redis_presence", "lease of this node was gone")
-MARGIN_S = 2.0
+# What a busy machine takes. Where it stands still for longer than a lease, all get another one.
+MARGIN_S = 10.0
 MAYBE_GONE = pytest.mark.expect_log(
     "pubsub.redis_presence", "lease of this node was gone", required=False
 )
@@ -136,17 +137,21 @@ async def test_rule_23_in_real_time(server: RedisServer, keys: RedisKeys) -> Non
         await dead.enter("d1", "d2")
         await others[0].enter("o")
         loop = asyncio.get_running_loop()
-        # The lease, a heartbeat of the others, who sweep then, and what a busy machine takes.
+        # The lease, a heartbeat of the others, who sweep then, and a margin.
         end = loop.time() + 1.5 + 1.5 / 3 + MARGIN_S
         await dead.die()
+        gone = {("leave", "d1"), ("leave", "d2")}
         for node in others:
             left_s = end - loop.time()
-            await until(lambda heard=node.heard: len(heard.changes) >= 5, left_s)  # type: ignore[misc]
+            await until(lambda heard=node.heard: gone <= set(heard.short()), left_s)  # type: ignore[misc]
         for node in others:
             await node.settle()
             counted = Counter(node.heard.short())
             assert counted["leave", "d1"] == counted["leave", "d2"] == 1
-            assert await node.sessions() == ["o"]
+        # Whoever woke without its lease enters anew.
+        while await others[0].sessions() != ["o"]:
+            assert loop.time() < end
+            await asyncio.sleep(0.01)
 
 
 async def test_rule_24_a_lost_leave_is_found_by_comparing_versions(
