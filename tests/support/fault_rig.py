@@ -413,6 +413,9 @@ async def open_rig(setup: Setup) -> AsyncIterator[FaultRig]:
             await asyncio.to_thread(rig.database.start)
         await _start_redis(rig, stack)
         await _start_nodes(rig, stack)
+        stalls = asyncio.create_task(rig.recorder.note_stalls())
+        stack.push_async_callback(asyncio.wait, [stalls])
+        stack.callback(stalls.cancel)
         stack.push_async_callback(rig.leave)
         for number in range(setup.clients):
             rig.clients.append(rig.client(number))

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from checker.records import (
     Closed,
     Delivery,
+    Fault,
     Outcome,
     Present,
     Publish,
@@ -34,6 +35,8 @@ ATTEMPT_S: Final = 4.0
 STAY_AWAY: Final = 4500
 # No close frame came: the connection is open, it was cut, or only its stream of bytes has ended.
 CUT: Final = (0, 1005, 1006)
+# For how long clients may stand still without that being a fault: pings come every 2 s.
+_STILL_S: Final = 0.5
 
 
 class Recorder:
@@ -52,6 +55,19 @@ class Recorder:
     def add(self, kind: type[Record], **fields: Any) -> None:
         """Record something that happens now."""
         self.records.append(kind(at=self.now, **fields))
+
+    async def note_stalls(self) -> None:
+        """Record as a fault whenever all clients stood still, until this is cancelled.
+
+        Whoever answers no ping is cut, and what came meanwhile is yet to be read.
+        """
+        while True:
+            before = self.now
+            await asyncio.sleep(0.1)
+            if self.now - before > _STILL_S:
+                name = "clients stood still"
+                self.records.append(Fault(at=before, name=name, begins=True))
+                self.add(Fault, name=name, begins=False)
 
 
 class RecordedFollower(Follower):
