@@ -15,7 +15,8 @@ from spawning import spawned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _LISTENING = re.compile(r"listening on (http://\S+?:(\d+))")
-_PATIENCE_S = 20.0
+# To start takes a second or two, and very busy machines twenty times as long.
+_PATIENCE_S = 50.0
 
 
 class ServerProcess:
