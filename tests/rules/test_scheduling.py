@@ -276,7 +276,7 @@ async def test_rule_30_all_keys_of_a_firing_lie_in_one_slot(path: Path) -> None:
         async with open_scheduling_node(server, path) as node:
             now = await node.firing.now_ms()
             found = [schedule("x", now + 10, f"c{number}") for number in range(20)]
-            await node.store.add([*found, schedule("y", now + 9_000)], 0)
+            await node.store.add([*found, schedule("y", now + 600_000)], 0)
             node.scheduler.expect(now)
             await until(lambda: node.scheduler.delivered == 20)
             (left,) = await node.store.page("a.b", limit=2)
