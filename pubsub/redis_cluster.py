@@ -155,12 +155,21 @@ class Cluster:
     ) -> list[tuple[list[_Hop], list[Any]]]:
         """Ask all servers at once; one that does not answer costs only its own part."""
         calls = [self._ask_server(part, replicas, replicas_timeout_ms) for part in parts.values()]
-        if len(calls) == 1:
-            answered = [await calls[0]]
-        else:
-            async with asyncio.TaskGroup() as tasks:
-                started = [tasks.create_task(call) for call in calls]
-            answered = [task.result() for task in started]
+        # Before the tasks begin: a server that was let go of in this turn would be asked all the
+        # same, on connections that are closed meanwhile, or that nobody closes.
+        servers = [server for part in parts.values() if (server := part[0].server)]
+        for server in servers:
+            server.busy += 1
+        try:
+            if len(calls) == 1:
+                answered = [await calls[0]]
+            else:
+                async with asyncio.TaskGroup() as tasks:
+                    started = [tasks.create_task(call) for call in calls]
+                answered = [task.result() for task in started]
+        finally:
+            for server in servers:
+                server.busy -= 1
         return list(zip(parts.values(), answered, strict=True))
 
     async def _ask_server(
@@ -178,7 +187,6 @@ class Cluster:
                 pipeline.append(("ASKING",))
             wanted.append(len(pipeline))
             pipeline.append(_with_text(hop, brought))
-        server.busy += 1
         try:
             answers = await server.redis.ask(
                 pipeline, replicas=replicas, replicas_timeout_ms=replicas_timeout_ms
@@ -186,8 +194,6 @@ class Cluster:
         except GONE as error:
             self._servers.on_failure(server, error)
             return [error] * len(part)
-        finally:
-            server.busy -= 1
         self._servers.on_answer(server)
         return [answers[at] for at in wanted]
 

@@ -17,7 +17,7 @@ from pubsub.redis_broker import RedisBroker
 from pubsub.redis_client import connect
 from pubsub.redis_cluster import Cluster, ShardAway
 from pubsub.redis_keys import SEND, RedisKeys
-from pubsub.redis_slots import read_slots, slot_of, slot_of_key
+from pubsub.redis_slots import SlotMap, read_slots, slot_of, slot_of_key
 from pubsub.redis_url import Endpoint, parse_redis_url
 from redis_cluster import ClusterServer, RedisCluster, shared_cluster
 from redis_rig import open_broker, open_redis_node, until
@@ -142,6 +142,27 @@ async def test_a_pipeline_is_split_and_answered_in_order() -> None:
     await asked.close()
     with pytest.raises(ConnectionError):
         await asked.ask([("PING",)])
+
+
+async def test_a_server_that_is_about_to_be_asked_is_not_let_go_of() -> None:
+    """It was, in the turn before its task began, if it owned no slots any more.
+
+    Its connections were closed under the calls, or made anew when nobody would close them.
+    """
+    asked = topology(shared_cluster())
+    keys = [f"let go:{number}" for number in range(50)]
+    await asked.ask([("GET", key) for key in keys])
+    servers = asked._servers
+    asking = asyncio.create_task(asked.ask([("GET", key) for key in keys]))
+    await asyncio.sleep(0)
+    # All slots are at one other server now.
+    servers.slots = SlotMap([Endpoint("127.0.0.1", 1)] * 16_384)
+    await servers._forget()
+    assert {asked.home(key) for key in keys} == {Endpoint("127.0.0.1", 1)}
+    assert await asking == [None] * 50
+    await servers._forget()
+    assert not servers._servers
+    await asked.close()
 
 
 async def test_a_script_is_learned_by_each_master() -> None:
