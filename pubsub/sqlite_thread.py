@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 # Steps of SQLite's machine between two looks at the deadline: about a millisecond.
 _STEPS: Final = 10_000
+_LATE: Final = "SQLite did not answer in time"
 
 
 class SqliteThread:
@@ -57,7 +58,7 @@ class SqliteThread:
             async with asyncio.timeout(self._call_timeout_s):
                 return await self._submit(lambda: self._work(work, deadline))
         except TimeoutError:
-            raise ArchiveUnavailable("SQLite did not answer in time") from None
+            raise ArchiveUnavailable(_LATE) from None
 
     async def close(self) -> None:
         """Close the connection once what runs has ended; may be called twice."""
@@ -74,6 +75,9 @@ class SqliteThread:
         try:
             return await asyncio.wrap_future(self._executor.submit(work))
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                # The thread may see the deadline before the loop does.
+                raise ArchiveUnavailable(_LATE) from None
             raise ArchiveUnavailable(f"SQLite: {error}") from error
 
     # ---- in the thread

@@ -186,18 +186,31 @@ async def test_a_locked_database_is_unavailable_and_then_goes_on(path: str) -> N
         assert len(await archive.read(Query(channel="a.b", limit=10))) == 2
 
 
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+
+
 async def test_a_read_that_takes_too_long_is_ended(path: str) -> None:
     archive = SqliteArchive(path, call_timeout_s=0.05)
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     async with started(archive):
         with pytest.raises(ArchiveUnavailable, match="in time"):
-            await archive._reader.run(lambda connection: connection.execute(endless).fetchall())
+            await archive._reader.run(lambda connection: connection.execute(ENDLESS).fetchall())
         while True:
             try:
                 assert await archive.channels(limit=10) == []
                 break
             except ArchiveUnavailable:
                 continue
+
+
+async def test_a_read_that_sqlite_ends_before_the_loop_does_says_the_same(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the loop came to its deadline after the thread had, the read was "interrupted"."""
+    archive = SqliteArchive(path)
+    monkeypatch.setattr(archive._reader, "_is_over", lambda: True)
+    async with started(archive):
+        with pytest.raises(ArchiveUnavailable, match="in time"):
+            await archive._reader.run(lambda connection: connection.execute(ENDLESS).fetchall())
 
 
 async def test_a_cancelled_write_leaves_the_archive_usable(path: str) -> None:
