@@ -92,12 +92,11 @@ async def test_the_open_circuit_fails_at_once_and_closes_by_itself(reachable: Re
         await asyncio.to_thread(reachable.kill)
         while broker.circuit_openings == 0:
             await broker.publish([draft("x")])
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        for _ in range(100):
-            (answer,) = await broker.publish([draft("x")])
-            assert isinstance(answer, BrokerUnavailable)
-        assert loop.time() - began < 0.5
+        # It waits for nothing at all.
+        with pytest.raises(StopIteration) as at_once:
+            broker.publish([draft("x")]).send(None)
+        (answer,) = at_once.value.value
+        assert isinstance(answer, BrokerUnavailable)
         await asyncio.to_thread(reachable.start)
         await back(broker)
         await broker.publish([draft("x")])
@@ -332,5 +331,5 @@ async def test_a_pipeline_that_had_not_begun_fails_when_the_broker_closes() -> N
         for task in lane._tasks:
             task.cancel()
         with pytest.raises(BrokerUnavailable, match="closed"):
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(20.0):
                 await call
