@@ -103,6 +103,7 @@ async def test_rule_19_too_few_replicas_are_told_and_a_retry_says_when_they_are_
         assert published.duplicate
         assert published.position == notes.events("a.b")[0].position
         assert not (await until_published(broker, "y")).duplicate
+        assert await broker.settled()
         assert ids(notes.events("a.b")) == ["x", "y"]
 
 
