@@ -40,6 +40,8 @@ LEASE_S = 9.0
 # Nothing is compared but when a test asks for it; and the contrary.
 NEVER = {"interval_s": 3_600.0}
 OFTEN = {"interval_s": 0.1}
+# Of those who have very much to do at once: none of it may be late.
+BUSY: dict[str, Any] = {"call_timeout_s": 30.0, "control": {**NEVER, "answer_timeout_s": 50.0}}
 ID = "0123456789abcdef" * 2
 
 
@@ -214,7 +216,7 @@ async def test_many_large_answers_do_not_cost_the_connection(
     server: RedisServer, keys: RedisKeys
 ) -> None:
     """Redis ends pub/sub connections on which too much waits."""
-    async with open_control_nodes(server, 3, keys=keys) as nodes:
+    async with open_control_nodes(server, 3, keys=keys, **BUSY) as nodes:
         for node in nodes:
             node.sink.reply = b"x" * 400_000
         for answers in await asyncio.gather(*(nodes[0].control.ask(b"x") for _ in range(40))):
@@ -251,7 +253,7 @@ async def test_a_node_sends_few_large_answers_at_once(
 
 async def test_a_late_starter_reads_all_notices(server: RedisServer, keys: RedisKeys) -> None:
     names = numbered(1_234)
-    async with open_control_node(server, keys=keys, control=NEVER) as one:
+    async with open_control_node(server, keys=keys, **BUSY) as one:
         await tell(one, *names)
         await one.control.notify("ticket", "t", 2.5, LATER_S)
         async with open_control_node(server, "n2", keys=keys, control=NEVER) as two:
@@ -266,7 +268,7 @@ async def test_a_late_starter_reads_all_notices(server: RedisServer, keys: Redis
 async def test_a_lost_announcement_is_repaired(lasting: RedisServer, keys: RedisKeys) -> None:
     async with (
         MutingProxy(lasting.port) as proxy,
-        open_control_node(lasting, "n1", keys=keys, control=NEVER) as one,
+        open_control_node(lasting, "n1", keys=keys, **BUSY) as one,
         open_control_node(lasting, "n2", url=proxy.url, keys=keys, control=NEVER) as two,
     ):
         await tell(one, "u1")

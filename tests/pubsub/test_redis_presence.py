@@ -167,7 +167,8 @@ async def test_a_call_that_was_cancelled_disturbs_no_other(
 async def test_who_closes_takes_its_members_along(server: RedisServer, keys: RedisKeys) -> None:
     async with open_presence_node(server, keys=keys) as other:
         await other.watch("a")
-        async with open_presence_node(server, keys=keys) as node:
+        # Its end is a hundred calls, one after another, and has only as long as one may take.
+        async with open_presence_node(server, keys=keys, call_timeout_s=30.0) as node:
             await asyncio.gather(*(node.enter(f"s{number}") for number in range(250)))
             store = node.store
         await other.settle()

@@ -20,7 +20,7 @@ from redis_rig import open_broker, until
 from redis_server import RedisServer
 
 ARCHIVED = ChannelRule(match=">", archive=True)
-PATIENCE_S = 20.0
+PATIENCE_S = 45.0
 
 
 @dataclass(slots=True)
