@@ -373,14 +373,14 @@ async def test_a_slot_that_nobody_owned_for_a_while_is_heard_again(cluster: Redi
     keys = RedisKeys("nobody")
     name = channels(keys)[0]
     owner, slot = cluster.owner(keys.record(name)), slot_of_key(keys.record(name))
-    async with open_broker(
-        cluster, notes := Notes(), keys=keys, interval_s=0.3, call_timeout_s=1.0
-    ) as broker:
+    async with open_broker(cluster, notes := Notes(), keys=keys, interval_s=0.3) as broker:
         await broker.subscribe(name)
         for server in cluster.masters:
             server.cluster("DELSLOTS", slot)
+        broker.link.call_timeout_s = 1.0
         (answer,) = await broker.publish([draft("x", name)])
         assert isinstance(answer, BrokerUnavailable)
+        broker.link.call_timeout_s = 5.0
         await until(lambda: broker.listener.home(keys.address(name)) is None)
         await until(lambda: broker.problem() is not None)
         for server in cluster.masters:
@@ -409,6 +409,7 @@ async def test_a_cluster_that_comes_later_is_found(cluster: RedisCluster) -> Non
     with pytest.raises(BrokerUnavailable):
         await subscribing
     assert broker.problem() is not None
+    broker.link.call_timeout_s = 5.0
     for server in cluster.masters:
         await asyncio.to_thread(server.start)
     await until(lambda: broker.problem() is None)

@@ -537,10 +537,12 @@ async def test_control_goes_on_while_its_slot_moves(keys: RedisKeys) -> None:
 async def test_while_redis_is_away_every_call_fails_in_time(
     lasting: RedisServer, keys: RedisKeys
 ) -> None:
-    async with open_control_node(lasting, keys=keys, call_timeout_s=1.0, control=OFTEN) as node:
+    async with open_control_node(lasting, keys=keys, control=OFTEN) as node:
+        node.broker.link.call_timeout_s = 1.0
         await asyncio.to_thread(lasting.kill)
         await refuses_all(node)
         await until(lambda: node.control.problem() is not None)
+        node.broker.link.call_timeout_s = 5.0
         await asyncio.to_thread(lasting.start)
         await until(lambda: node.control.problem() is None)
         assert (await node.control.ask(b"y")).answers == {"n1": b"n1:y"}
@@ -553,11 +555,11 @@ async def test_while_redis_is_away_every_call_fails_in_time(
 async def test_while_redis_is_frozen_every_call_fails_in_time(
     lasting: RedisServer, keys: RedisKeys
 ) -> None:
-    async with open_control_node(
-        lasting, keys=keys, call_timeout_s=0.5, timeout_s=0.2, control=NEVER
-    ) as node:
+    async with open_control_node(lasting, keys=keys, timeout_s=0.2, control=NEVER) as node:
+        node.broker.link.call_timeout_s = 0.5
         lasting.stop()
         await refuses_all(node)
+        node.broker.link.call_timeout_s = 5.0
         lasting.go_on()
         await until(lambda: node.broker.problem() is None)
         assert (await node.control.ask(b"y")).answers == {"n1": b"n1:y"}
@@ -586,10 +588,9 @@ async def test_an_order_fails_when_its_answers_could_not_be_heard(
 ) -> None:
     async with (
         MutingProxy(lasting.port) as proxy,
-        open_control_node(
-            lasting, url=proxy.url, keys=keys, call_timeout_s=0.3, control=NEVER
-        ) as node,
+        open_control_node(lasting, url=proxy.url, keys=keys, control=NEVER) as node,
     ):
+        node.broker.link.call_timeout_s = 0.3
         # Redis confirms nothing on the next connection.
         proxy.mute = True
         lasting.kill_clients()

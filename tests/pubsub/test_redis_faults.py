@@ -315,6 +315,7 @@ async def test_a_strange_failure_does_not_leave_redis_away_for_ever(
         while broker.circuit_openings == 0:
             await broker.publish([draft("x")])
         await until(lambda: failures)
+        broker.link.call_timeout_s = 5.0
         await asyncio.to_thread(reachable.start)
         await back(broker)
         accepted((await broker.publish([draft("y")]))[0])

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from itertools import count, pairwise
-from typing import Any
 
 import pytest
 
@@ -295,9 +294,10 @@ async def test_what_redis_missed_while_it_was_away_is_told_when_it_is_back(
     lasting: RedisServer,
 ) -> None:
     keys = RedisKeys("k")
-    async with open_presence_node(lasting, keys=keys, call_timeout_s=0.5) as node:
+    async with open_presence_node(lasting, keys=keys) as node:
         await node.store.enter("a", member("s1", b"1"))
         await node.enter("s2")
+        node.broker.link.call_timeout_s = 0.5
         await asyncio.to_thread(lasting.kill)
         await node.store.leave("a", "s2")
         with pytest.raises(BrokerUnavailable):
@@ -306,6 +306,7 @@ async def test_what_redis_missed_while_it_was_away_is_told_when_it_is_back(
             await node.store.enter("a", member("s1", b"2"))
         with pytest.raises(BrokerUnavailable):
             await node.store.members("a", limit=1)
+        node.broker.link.call_timeout_s = 5.0
         await asyncio.to_thread(lasting.start)
         await until(lambda: node.broker.problem() is None)
         sessions: list[str] = []
@@ -339,15 +340,17 @@ async def test_who_closes_just_when_redis_is_back_leaves_no_ghosts(lasting: Redi
     last sign by which other nodes could have told that its members were gone.
     """
     keys = RedisKeys("k")
-    async with open_presence_node(lasting, keys=keys, call_timeout_s=0.5) as node:
+    async with open_presence_node(lasting, keys=keys) as node:
         await node.enter("s1", "s2")
         await until(lambda: not node.store._entries._doubtful)
+        node.broker.link.call_timeout_s = 0.5
         await asyncio.to_thread(lasting.kill)
         await node.store.leave("a", "s1")
         await node.store.leave("a", "s2")
         # As if it had not come to that yet when Redis is back.
         for task in node.store._rounds:
             task.cancel()
+        node.broker.link.call_timeout_s = 5.0
         await asyncio.to_thread(lasting.start)
         await until(lambda: node.broker.problem() is None)
         assert await node.sessions() == ["s1", "s2"]
@@ -377,14 +380,15 @@ async def test_a_call_whose_answer_was_lost_is_announced_once(keys: RedisKeys) -
 async def test_who_was_refused_is_as_before_whatever_redis_did(lasting: RedisServer) -> None:
     """A frozen Redis carries out what it was sent when it wakes."""
     keys = RedisKeys("k")
-    patience: dict[str, Any] = {"call_timeout_s": 0.6, "timeout_s": 0.2}
-    async with open_presence_node(lasting, keys=keys, **patience) as node:
+    async with open_presence_node(lasting, keys=keys, timeout_s=0.2) as node:
         await node.store.enter("a", member("s1", b"1"))
+        node.broker.link.call_timeout_s = 0.6
         lasting.stop()
         with pytest.raises(BrokerUnavailable):
             await node.store.enter("a", member("s1", b"2"))
         with pytest.raises(BrokerUnavailable):
             await node.enter("s2", channel="b")
+        node.broker.link.call_timeout_s = 5.0
         lasting.go_on()
         await until(lambda: node.broker.problem() is None and not node.store._entries._doubtful)
         assert (await node.store.members("a", limit=9)).members == (member("s1", b"1"),)
@@ -393,9 +397,9 @@ async def test_who_was_refused_is_as_before_whatever_redis_did(lasting: RedisSer
 
 @AWAY
 async def test_closing_does_not_wait_for_a_frozen_redis(lasting: RedisServer) -> None:
-    patience: dict[str, Any] = {"call_timeout_s": 0.3, "timeout_s": 5.0}
-    async with open_presence_node(lasting, keys=RedisKeys("k"), **patience) as node:
+    async with open_presence_node(lasting, keys=RedisKeys("k"), timeout_s=5.0) as node:
         await node.enter("s1")
+        node.broker.link.call_timeout_s = 0.3
         lasting.stop()
         entering = asyncio.create_task(node.enter("s2"))
         await asyncio.sleep(0)

@@ -180,8 +180,10 @@ async def test_a_locked_database_is_unavailable_and_then_goes_on(path: str) -> N
             with pytest.raises(ArchiveUnavailable, match=r"locked|in time"):
                 await archive.write(kept(events(1)))
             # Reading is not in the way of writing, nor writing of reading.
+            archive._reader._call_timeout_s = 5.0
             assert await archive.channels(limit=10) == []
             other.execute("ROLLBACK")
+        archive._writer._call_timeout_s = 5.0
         await archive.write(kept(events(2)))
         assert len(await archive.read(Query(channel="a.b", limit=10))) == 2
 
