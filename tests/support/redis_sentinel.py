@@ -3,15 +3,20 @@
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
+import redis
 
 from redis_server import RedisServer, encrypted, find_redis_server
 from spawning import spawned
 
 SERVICE = "main"
 START_S = 20.0
+# A Sentinel that stood still for 2 s trusts nothing for so long, and does nothing (TILT mode). The
+# default is 30 s, after which a replica that hears no more of its master is not promoted any more.
+TILT_MS = 2_000
 
 
 class RedisReplica(RedisServer):
@@ -79,6 +84,9 @@ class SentinelServer(RedisServer):
                 files = [self.folder / name for name in ("output", "log")]
                 raise AssertionError("\n".join(f.read_text() for f in files if f.exists()))
             time.sleep(0.01)
+        with suppress(redis.ResponseError):
+            # Redis 6.2 cannot be told.
+            self.ask("SENTINEL", "DEBUG", "tilt-period", TILT_MS)
 
     def master_port(self) -> int:
         """Return the port of the master that it names."""
