@@ -10,6 +10,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker_rig import Notes, accepted, draft, drafts, ids, ready, redis_broker
+from config.rules import ChannelRule
 from nginx import Issuer
 from pubsub.event import Draft, Published
 from pubsub.redis_broker import RedisBroker
@@ -60,7 +61,7 @@ async def cut_off(rig: SentinelRig) -> None:
 
 async def held(broker: RedisBroker) -> set[str]:
     """Return the ids of the events that Redis has, of whatever epoch."""
-    found = await broker.history("a.b", limit=10_000)
+    found = await broker.history("a.b", limit=100_000)
     assert found is not None
     assert found.events[0].position.offset == 1, "the first were trimmed"
     return {event.id for event in found.events}
@@ -82,9 +83,11 @@ async def test_a_killed_master_under_load_loses_nothing_or_says_so(
     rig: SentinelRig, tail_lost: bool
 ) -> None:
     """With `tail_lost` its replica has none of what was acknowledged last."""
+    # How much is published until the fail-over is seen to be over is a matter of speed.
+    rule = ChannelRule(match=">", history_size=100_000)
     async with (
-        open_redis_node(rig.master, url=rig.url, keys=KEYS, interval_s=0.5) as node,
-        open_broker(rig.master, Notes(), url=rig.url, keys=KEYS) as publisher,
+        open_redis_node(rig.master, rule, url=rig.url, keys=KEYS, interval_s=0.5) as node,
+        open_broker(rig.master, Notes(), (rule,), url=rig.url, keys=KEYS) as publisher,
     ):
         client = await node.subscribe()
         names: list[str] = []
@@ -406,7 +409,7 @@ async def test_a_service_that_no_sentinel_knows(rig: SentinelRig) -> None:
 async def test_a_named_master_that_is_none_is_not_used(rig: SentinelRig) -> None:
     """The Sentinels are late: the master they name has become a replica."""
     rig.master.ask("REPLICAOF", "127.0.0.1", rig.replica.port)
-    topology = connect(parse_redis_url(rig.url), timeout_s=2.0)
+    topology = connect(parse_redis_url(rig.url), timeout_s=20.0)
     assert isinstance(topology, Sentinel)
     with pytest.raises(MasterNotFoundError, match="answers as one"):
         await topology.ask([("PING",)])
