@@ -268,7 +268,8 @@ def redis_broker(
     """Return a broker over a Redis, under a key prefix of its own unless `keys` are given."""
     target = parse_redis_url(url or server.url)
     link = RedisLink(
-        topology or connect(target, timeout_s=options.pop("timeout_s", 2.0)),
+        # More than a machine stands still for: else a pause of this process were one of Redis.
+        topology or connect(target, timeout_s=options.pop("timeout_s", 4.0)),
         call_timeout_s=options.pop("call_timeout_s", 5.0),
         most_waiting=options.pop("most_waiting", 20_000),
         monotonic=time.monotonic,
