@@ -138,6 +138,7 @@ async def test_it_leaves_out_no_session(kind: str) -> None:
         assert served.node.metrics.events_in == 0
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_a_stream_of_lines() -> None:
     async with serving(anonymous=GRANTS, limits=LimitSettings(session_publishes_per_s=2)) as served:
         lines = [
@@ -159,6 +160,7 @@ async def test_a_stream_of_lines() -> None:
 # ---- how much
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_requests_are_counted_by_address() -> None:
     limits = LimitSettings(session_commands_per_s=2)
     async with serving(
@@ -185,6 +187,7 @@ async def test_requests_are_counted_by_address() -> None:
             assert (await read("2001:db8:1:2::1", make_token(user))).status == 200
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_publishes_are_counted_by_address() -> None:
     limits = LimitSettings(session_publishes_per_s=3)
     async with serving(anonymous=GRANTS, limits=limits) as served:
@@ -197,6 +200,7 @@ async def test_publishes_are_counted_by_address() -> None:
             assert (await served.ask("POST", "/v1/events", EVENT, bearer=bearer)).status == 200
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_tickets_are_counted_too() -> None:
     limits = LimitSettings(session_commands_per_s=1)
     async with serving(anonymous=GRANTS, limits=limits, keys=(api_key(KEY),)) as served:

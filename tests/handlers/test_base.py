@@ -106,6 +106,7 @@ async def test_the_scheme_is_read_in_any_case() -> None:
         assert (await served.ask("GET", "/v1/sessions", bearer=None, headers=headers)).status == 200
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_requests_of_a_key_are_limited_and_told() -> None:
     other = "other.0123456789abcdef"
     limits = LimitSettings(key_requests_per_s=3)
@@ -125,6 +126,7 @@ async def test_requests_of_a_key_are_limited_and_told() -> None:
         assert counter(text, 'galecast_refusals_total{reason="key_requests_per_s"}') == 1
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_a_user_s_requests_count_like_the_commands_of_a_session() -> None:
     async with serving(limits=LimitSettings(session_commands_per_s=2)) as served:
         for left in ("1", "0"):

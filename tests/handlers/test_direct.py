@@ -223,6 +223,7 @@ async def test_a_draining_node_says_so_on_both_ways(
         assert answers[0].count(("Connection", "close")) == closes
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 @pytest.mark.parametrize(
     "limits", [LimitSettings(key_requests_per_s=1), LimitSettings(key_publishes_per_s=1)]
 )

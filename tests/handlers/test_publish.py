@@ -254,6 +254,7 @@ async def test_an_array_at_its_limit_and_beyond() -> None:
         assert len(await kept(served)) == 3
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_the_rate_of_events() -> None:
     async with serving(limits=LimitSettings(key_publishes_per_s=5)) as served:
         event = {"channel": "a", "data": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ async def burst(client: Client, *commands: dict[str, Any]) -> list[dict[str, Any
 
 
 @both
-async def test_commands_per_second(encoding: str) -> None:
+async def test_commands_per_second(encoding: str, rates_stand_still: Callable[[], None]) -> None:
     async with live(limits__session_commands_per_s=5) as rig:
         client = await rig.ws(encoding)
         replies = await burst(client, *(client.numbered("ping") for _ in range(5)))
@@ -29,6 +30,7 @@ async def test_commands_per_second(encoding: str) -> None:
         assert (refused["code"], refused["retry"]) == ("rate_limited", True)
         assert rig.refusals("session_commands_per_s") == 1
         # With time comes more.
+        rates_stand_still()
         for _ in range(50):
             if (await client.call("ping"))["type"] == "pong":
                 return
@@ -48,6 +50,7 @@ async def test_whoever_is_merely_too_eager_may_come_back(encoding: str) -> None:
         assert 1_000 <= ended.messages[-1]["retry_in_ms"] <= 5_000
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_a_refused_command_has_used_its_ref() -> None:
     async with live(limits__session_commands_per_s=1) as rig:
         client = await rig.ws()
@@ -65,6 +68,7 @@ async def test_a_service_is_told_the_limits_of_its_key() -> None:
         assert (limits["commands_per_s"], limits["publishes_per_s"]) == (99, 77)
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_what_is_not_understood_counts_too() -> None:
     async with live(limits__session_commands_per_s=3) as rig:
         client = await rig.ws()
@@ -73,6 +77,7 @@ async def test_what_is_not_understood_counts_too() -> None:
         assert codes == ["bad_request", "bad_request", "rate_limited"]
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 @both
 async def test_publishes_per_second(encoding: str) -> None:
     async with live(limits__session_publishes_per_s=3) as rig:
@@ -86,6 +91,7 @@ async def test_publishes_per_second(encoding: str) -> None:
         assert (await client.call("ping"))["type"] == "pong"
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_a_service_pays_with_its_key() -> None:
     async with live(limits__key_requests_per_s=4, limits__key_publishes_per_s=2) as rig:
         one = await rig.ws(connect=False, **BEARER)
@@ -207,6 +213,7 @@ async def test_sessions_of_one_user(encoding: str) -> None:
         await rig.ws(encoding, token=token("u1"))
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_handshakes_per_second() -> None:
     async with live(limits__handshakes_per_s=2) as rig:
         await rig.ws()
