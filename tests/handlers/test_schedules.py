@@ -67,6 +67,28 @@ async def delivered(served: Served, channel: str = "a") -> None:
         await asyncio.sleep(0.005)
 
 
+def stand_still(served: Served) -> Callable[[], None]:
+    """Let it stay now for all that is scheduled, until what this returns is called.
+
+    So nothing is due before a test is done with it, however slow the machine is.
+    """
+    scheduling = served.node.scheduling
+    scheduler = scheduling._require()
+    moment, firing, clock = now_ms(), scheduler.firing.now_ms, scheduling._clock_ms
+
+    async def still() -> int:
+        return moment
+
+    def go_on() -> None:
+        scheduler.firing.now_ms = firing  # type: ignore[method-assign]
+        scheduling._clock_ms = clock
+        scheduler._soon.set()
+
+    scheduler.firing.now_ms = still  # type: ignore[method-assign]
+    scheduling._clock_ms = lambda: moment
+    return go_on
+
+
 async def listed(served: Served, query: str = "", **more: Any) -> list[str]:
     answer = await served.ask("GET", LIST + query, **more)
     assert answer.status == 200, answer.body
@@ -78,6 +100,7 @@ async def listed(served: Served, query: str = "", **more: Any) -> list[str]:
 
 async def test_one_event_is_scheduled_and_delivered(keeping: Serving) -> None:
     async with keeping() as served:
+        go_on = stand_still(served)
         at = now_ms() + 300
         asked = event(deliver_at=at, name="n", tags={"k": "v"})
         answer = await served.ask("POST", URL, asked)
@@ -92,6 +115,7 @@ async def test_one_event_is_scheduled_and_delivered(keeping: Serving) -> None:
             409,
             "conflict",
         )
+        go_on()
         await delivered(served)
         history = await served.node.broker.history("a", limit=10)
         assert history is not None
@@ -345,6 +369,7 @@ async def test_the_name_of_a_channel_is_checked(keeping: Serving) -> None:
 
 async def test_what_is_cancelled_is_never_delivered(keeping: Serving) -> None:
     async with keeping() as served:
+        go_on = stand_still(served)
         at = now_ms() + 400
         for channel in ("a", "plain.a"):
             await served.ask("POST", URL, [event("x", channel, deliver_at=at)])
@@ -353,6 +378,7 @@ async def test_what_is_cancelled_is_never_delivered(keeping: Serving) -> None:
             answer = await served.ask("DELETE", path)
             assert (answer.status, answer.body) == (204, b"")
             assert code(await served.ask("DELETE", path)) == (404, "not_found")
+        go_on()
         for channel in ("a", "plain.a"):
             await delivered(served, channel)
             assert await kept(served, channel) == ["y"]
@@ -372,10 +398,12 @@ async def test_one_that_was_cancelled_may_be_scheduled_anew(keeping: Serving) ->
     async with keeping() as served:
         await served.ask("POST", URL, event(deliver_at=now_ms() + HOUR_MS))
         await served.ask("DELETE", f"{LIST}/x")
+        go_on = stand_still(served)
         at = now_ms() + 100
         answer = await served.ask("POST", URL, event(deliver_at=at))
         assert answer.status == 202
         assert "duplicate" not in answer.json
+        go_on()
         await delivered(served)
 
 
@@ -396,7 +424,9 @@ async def test_while_the_archive_is_away(keeping: Serving, monkeypatch: pytest.M
 
 async def test_metrics_tell_of_schedules(keeping: Serving) -> None:
     async with keeping() as served:
+        go_on = stand_still(served)
         await served.ask("POST", URL, event(deliver_at=now_ms() + 50))
+        go_on()
         scheduler = served.node.scheduling._require()
         await until(lambda: scheduler.delivered)
         text, _ = served.node.metrics.exposition(None)
