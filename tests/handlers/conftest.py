@@ -1,6 +1,8 @@
-"""Tests here speak to whole nodes; what they say of rates takes no time."""
+"""Tests here speak to whole nodes; what they say of rates and of ends of tokens takes no time."""
 
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,3 +28,18 @@ def rates_stand_still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], 
         patched.setattr(TokenBucket, "take", take_then)
         patched.setattr(TokenBucket, "quota", quota_then)
         yield patched.undo
+
+
+@pytest.fixture
+def ends_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """What lets a token which expires at a time have so many seconds left, for live sessions.
+
+    It goes on having them, so that no token has expired before a test has come to its session; how
+    long that waits is as it always is.
+    """
+
+    def ends_in(expires_at: float, left_s: float) -> None:
+        clock = SimpleNamespace(time=lambda: expires_at - left_s, monotonic=time.monotonic)
+        monkeypatch.setattr("server.session.time", clock)
+
+    return ends_in

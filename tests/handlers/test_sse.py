@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -99,16 +100,20 @@ async def test_line_breaks_in_data_cannot_break_a_line() -> None:
         assert stream.last_id == event["position"]
 
 
-async def test_control_blocks() -> None:
+async def test_control_blocks(ends_in: Callable[[float, float], None]) -> None:
     async with live(session__expiring_s=60.0, token__leeway_s=0.0) as rig:
-        bearer = f"Bearer {token('u1', {'a': ['subscribe']}, ttl_s=0.8)}"
+        expires_at = time.time() + 1_000
+        bearer = f"Bearer {token('u1', {'a': ['subscribe']}, exp=expires_at)}"
         stream = await ready(rig, "channel=a", Authorization=bearer)
-        assert (await stream.control("expiring"))["in_s"] in (0, 1)
         feed = rig.node.hub.feeds["a"]
         top = feed.top
         await rig.node.broker.contradict("a", type(top)(top.epoch, 9, top.check))
-        block = await stream.next(lambda each: each.control and each.data["type"] == "reset")
+        block = await stream.next(lambda each: each.control)
+        assert block.data["type"] == "reset"
         assert block.id == block.data["position"] != str(top)
+        ends_in(expires_at, 0.8)
+        rig.sessions[0]._watch_expiry()
+        assert (await stream.control("expiring"))["in_s"] == 1
         closing = await stream.next(lambda each: each.control and each.data["type"] == "closing")
         assert closing.data == {"type": "closing", "code": 4005, "reason": "token_expired"}
         assert closing.value("retry") is None
@@ -480,11 +485,14 @@ async def test_a_stream_that_was_ended_does_not_come_back_with_its_ticket() -> N
         assert (await again.control("subscribed"))["recovered"] is True
 
 
-async def test_a_ticket_ends_with_its_token() -> None:
+async def test_a_ticket_ends_with_its_token(ends_in: Callable[[float, float], None]) -> None:
     async with live(token__leeway_s=0.0) as rig:
-        text = await ticket(rig, **bearer("u1", ttl_s=0.6))
+        expires_at = time.time() + 1_000
+        text = await ticket(rig, **bearer("u1", exp=expires_at))
+        ends_in(expires_at, 0.6)
         stream = await ready(rig, f"channel=a&ticket={text}")
         assert (await stream.control("closing"))["code"] == 4005
+        rig.node.auth.tickets._now = lambda: expires_at
         path = f"/v1/sse?channel=a&ticket={text}"
         response = await rig.request("GET", path, Last_Event_ID=stream.last_id)
         assert response.status == 204
