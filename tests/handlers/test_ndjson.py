@@ -5,10 +5,11 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from config.limits import LimitSettings
-from config.serving import HttpSettings
 from config.storage import BrokerSettings
+from live_rig import until
 from nodes import KEY, Answer, Served, api_key, make_token, serving
 from server.lifecycle import Phase
 
@@ -29,6 +30,17 @@ def results(answer: Answer) -> list[dict[str, Any]]:
 async def publish(served: Served, body: bytes, **more: Any) -> Answer:
     headers = TYPE | more.pop("headers", {})
     return await served.ask("POST", "/v1/events", body, headers=headers, **more)
+
+
+def shorten(served: Served, idle_timeout_s: float) -> None:
+    """Let streams be silent for so long only, from the next line that is complete.
+
+    Not from their beginning: a machine that is slow would end them before they had begun.
+    """
+    settings = served.node.settings
+    http = replace(settings.http, idle_timeout_s=idle_timeout_s)
+    # A node keeps its settings for good.
+    object.__setattr__(served.node, "settings", replace(settings, http=http))
 
 
 class Stream:
@@ -139,6 +151,7 @@ async def test_what_is_refused_before_the_first_line(
         await served.node.lifecycle.requests_done()
 
 
+@pytest.mark.usefixtures("rates_stand_still")
 async def test_grants_and_rates_are_those_of_each_line() -> None:
     narrow = "narrow.0123456789abcdef"
     keys = (api_key(KEY), api_key(narrow, publish=("a",)))
@@ -226,10 +239,13 @@ async def test_a_token_that_expires_ends_its_streams(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_stream_that_stays_silent_is_ended() -> None:
-    async with serving(http=HttpSettings(idle_timeout_s=0.05)) as served:
+    async with serving() as served:
         stream = await Stream.open(served)
         stream.send(line(1))
         await stream.head()
+        await stream.answers()
+        shorten(served, 0.05)
+        stream.send(line(2))
         await stream.answers()
         assert await stream.reader.read() == b"0\r\n\r\n"
         await stream.close()
@@ -237,10 +253,13 @@ async def test_a_stream_that_stays_silent_is_ended() -> None:
 
 async def test_a_line_without_an_end_is_no_sign_of_life() -> None:
     """A stream into which a byte came now and then was never ended."""
-    async with serving(http=HttpSettings(idle_timeout_s=0.3)) as served:
+    async with serving() as served:
         stream = await Stream.open(served)
         stream.send(line(1))
         await stream.head()
+        await stream.answers()
+        shorten(served, 0.3)
+        stream.send(line(2))
         await stream.answers()
 
         async def drip() -> None:
@@ -257,14 +276,16 @@ async def test_a_line_without_an_end_is_no_sign_of_life() -> None:
 
 async def test_the_wait_for_answers_to_be_taken_is_no_silence() -> None:
     """The stream was ended amid an answer that was on its way, and the request went on for ever."""
-    async with serving(http=HttpSettings(idle_timeout_s=0.05)) as served:
+    async with serving() as served:
         stream = await Stream.open(served)
         stream.writer.transport.pause_reading()  # type: ignore[attr-defined]
         many = 100_000
         stream.send(b"{}\n" * many)
         stream.writer.write(b"0\r\n\r\n")
-        # Until the answers are more than both kernels take.
         refusals, seen = served.node.metrics._refusals, -1
+        await until(lambda: refusals["bad_request"])
+        shorten(served, 0.05)
+        # Until the answers are more than both kernels take.
         while seen != refusals["bad_request"]:
             seen = refusals["bad_request"]
             await asyncio.sleep(0.3)
