@@ -136,7 +136,7 @@ async def test_replies_and_other_channels_are_not_conflated() -> None:
 
 
 async def test_only_channels_that_disconnect_count_towards_the_limit() -> None:
-    async with conflating() as rig:
+    async with conflating(session__close_timeout_s=60.0) as rig:
         client = await listen(rig, JSON, "new.a")
         assert isinstance(client, Client)
         await client.call("subscribe", channel="all.a")
@@ -245,7 +245,7 @@ async def test_a_client_that_is_gone_is_owed_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_is_held_leaves_when_the_node_drains(kind: str) -> None:
-    async with conflating(session__close_timeout_s=5.0) as rig:
+    async with conflating(session__close_timeout_s=60.0) as rig:
         client = await listen(rig, kind, "new.a")
         sent = await fill(rig, "new.a")
         for number in range(sent, sent + 10):

@@ -23,7 +23,7 @@ from server.session import Session
 
 
 async def test_a_slow_session_is_told_behind_what_was_begun() -> None:
-    async with live(limits__unsent_bytes=200_000) as rig:
+    async with live(limits__unsent_bytes=200_000, session__close_timeout_s=60.0) as rig:
         client = await rig.ws(receive_bytes=4096)
         await client.call("subscribe", channel="slow.a")
         data = "x" * 60_000
@@ -186,11 +186,9 @@ async def test_a_peer_that_never_pongs() -> None:
     async with live(session__ping_s=0.2) as rig:
         client = await rig.ws()
         client.answers_pings = False
-        began = rig.app._loop.time()
         ended = await client.ended()
-        assert ended.code == 4003 and client.pings >= 1
-        # Generous for a busy machine; the wheel itself needs two intervals.
-        assert rig.app._loop.time() - began < 2.0
+        # It may have answered one as it connected; of a second that it does not there is no need.
+        assert ended.code == 4003 and 1 <= client.pings <= 2
         await until(rig.nobody_left)
 
 

@@ -154,7 +154,7 @@ async def test_draining_says_when_to_come_back() -> None:
 
 
 async def test_a_slow_reader_comes_back_and_misses_nothing() -> None:
-    async with live(limits__unsent_bytes=200_000) as rig:
+    async with live(limits__unsent_bytes=200_000, session__close_timeout_s=60.0) as rig:
         stream = await rig.sse("channel=slow.a", receive_bytes=4096)
         await stream.control("subscribed")
         sent = 0

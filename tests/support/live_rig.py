@@ -263,6 +263,11 @@ class Client(Wire):
                     await self.write(client_frame(CLOSE, payload))
         except EOFError:
             return ended
+        except ConnectionError:
+            if ended.code is None or not answer:
+                raise
+            # A server waits so long for the answer, and this one came later.
+            return ended
 
     async def goodbye(self) -> None:
         """Close as a client should, and see that the server does so too."""
