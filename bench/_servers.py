@@ -184,6 +184,10 @@ class Server:
             except ProcessLookupError:
                 pass
         self._process.wait()
+        # Its children are told in the same moment, and end when each has its turn.
+        deadline = time.monotonic() + _START_S
+        while self.pids() and time.monotonic() < deadline:
+            time.sleep(_WAIT_S)
         self._said.close()
 
     def __enter__(self) -> "Server":
