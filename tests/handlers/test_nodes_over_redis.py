@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from config.storage import BrokerSettings
 from node_group import Member
 from nodes import Served, make_token, serving
+from pubsub.redis_control import RedisControl
 from redis_rig import until
 from redis_server import find_redis_server, shared_redis
 
@@ -37,6 +38,9 @@ async def three_nodes() -> AsyncIterator[list[Served]]:
         ]
         for each in nodes:
             await ready(each)
+            # All live in this process: none is silent because it is held up.
+            assert isinstance(each.node.control, RedisControl)
+            each.node.control._answer_timeout_s = 20.0
         yield nodes
 
 
