@@ -77,6 +77,11 @@ class LibraryClient:
     def __init__(self, client: JSHandle) -> None:
         self._client = client
 
+    @property
+    def handle(self) -> JSHandle:
+        """It, as an argument of functions of its page."""
+        return self._client
+
     @classmethod
     async def connect(cls, page: Page, **options: Any) -> Self:
         """Connect to the page's origin; `mint` is what to mint tokens of."""
