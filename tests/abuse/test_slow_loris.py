@@ -17,7 +17,6 @@ from live_rig import Rig, Wire, live, until
 SHORT: Final = {
     "http__idle_timeout_s": 0.5,
     "http__body_timeout_s": 0.5,
-    "session__connect_timeout_s": 0.5,
     "session__ping_s": 0.3,
     "session__send_timeout_s": 0.5,
     "session__close_timeout_s": 0.5,
@@ -133,7 +132,8 @@ async def test_between_two_requests() -> None:
 
 
 async def test_before_connect() -> None:
-    async with live(**SHORT) as rig, others_are_served(rig):
+    short = SHORT | {"session__connect_timeout_s": 0.5}
+    async with live(**short) as rig, others_are_served(rig):
         client = await rig.ws(connect=False)
         ended = await client.ended()
         assert ended.code == 4004

@@ -66,14 +66,21 @@ class Wire:
         self.buffer = bytearray()
 
     @classmethod
-    async def open(cls, port: int, *, receive_bytes: int | None = None) -> Wire:
+    async def open(cls, port: int, *, receive_bytes: int | None = None, first: bytes = b"") -> Wire:
+        """Connect, and send `first` in the same turn: it is there when a node takes the socket."""
         sock = socket.socket()
-        sock.setblocking(False)
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await within(asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port)))
-        return cls(sock)
+        # The kernel answers by itself.
+        sock.settimeout(PATIENCE_S)
+        sock.connect(("127.0.0.1", port))
+        sock.setblocking(False)
+        wire = cls(sock)
+        if first:
+            sent = sock.send(first)
+            await wire.write(first[sent:])
+        return wire
 
     async def write(self, data: bytes) -> None:
         await within(asyncio.get_running_loop().sock_sendall(self.sock, data))
@@ -355,8 +362,8 @@ class Rig:
 
     # WebSocket
 
-    async def wire(self, *, receive_bytes: int | None = None) -> Wire:
-        wire = await Wire.open(self.port, receive_bytes=receive_bytes)
+    async def wire(self, *, receive_bytes: int | None = None, first: bytes = b"") -> Wire:
+        wire = await Wire.open(self.port, receive_bytes=receive_bytes, first=first)
         self.open.append(wire)
         return wire
 
@@ -420,7 +427,6 @@ class Rig:
         version: str = "1.1",
         **headers: str,
     ) -> Response:
-        wire = await self.wire()
         fields = {"Host": f"127.0.0.1:{self.port}", "Connection": "close"}
         payload = b""
         if body is not None:
@@ -429,7 +435,7 @@ class Rig:
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
         lines = [f"{name}: {value}" for name, value in fields.items()]
         head = "\r\n".join((f"{method} {path} HTTP/{version}", *lines, "", ""))
-        await wire.write(head.encode("utf-8") + payload)
+        wire = await self.wire(first=head.encode("utf-8") + payload)
         response = parse_head(await wire.take_until(b"\r\n\r\n"))
         if method != "HEAD":
             response.body = await wire.rest()
