@@ -179,11 +179,12 @@ class Readings:
         self._new_id = UlidFactory()
         self._taken = False
         self._away = False
+        self._why_away: str | None = None
 
     def run(self) -> int:
         """Publish until told to end; raises CommandFailed if nothing can be read or was ever taken.
 
-        A server that cannot be reached is tried again and again; this is said once.
+        A server that cannot be reached is tried again and again; the first time this is said.
         """
         before, due_s = self._sample(), self._clock() + self._every_s
         while not self._wait(max(due_s - self._clock(), 0.0)):
@@ -211,26 +212,29 @@ class Readings:
 
     def _post(self, event: bytes) -> bool:
         """Publish once; say whether the server took it."""
+        if self._why_away is not None:
+            # Not before: whose node was killed amid a reading is told to end in the next moment.
+            tell(f"no reading can be published: {self._why_away}; trying until it can")
+            self._why_away = None
         try:
             self._publisher.post(event, "application/json")
         except (Unreachable, OSError, HTTPException) as error:
-            self._say_away(error)
+            self._on_away(error)
             return False
         except CommandFailed as refused:
             # A key that was good, or a server that is about to stop: that may change again.
             if not self._taken:
                 raise
-            self._say_away(refused)
+            self._on_away(refused)
             return False
         if self._away:
             tell("the server is back: readings are published again")
         self._taken, self._away = True, False
         return True
 
-    def _say_away(self, error: Exception) -> None:
+    def _on_away(self, error: Exception) -> None:
         if not self._away:
-            text = str(error) or type(error).__name__
-            tell(f"no reading can be published: {text}; trying until it can")
+            self._why_away = str(error) or type(error).__name__
         self._away = True
 
 

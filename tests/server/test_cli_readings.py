@@ -253,11 +253,13 @@ def test_a_reading_that_is_out_of_date_is_given_up() -> None:
     assert ids[0] == ids[1] == ids[2] != ids[3] == ids[4]
 
 
-def test_the_end_comes_also_while_the_server_is_away() -> None:
+def test_the_end_comes_also_while_the_server_is_away(capsys: Capture) -> None:
+    """A node that was killed amid a reading took its publisher along, which still complained."""
     post = Post(OSError("away"))
     readings, clock = publishing(post, 60.0)
     assert readings.run() == 0
     assert clock.waits == [60.0, 1.0]
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_refused_from_the_start_is_an_error() -> None:
