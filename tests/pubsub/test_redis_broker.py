@@ -290,7 +290,7 @@ async def test_a_node_that_starts_before_redis_is_ready_as_soon_as_it_can() -> N
 
 
 async def test_many_subscriptions_survive_a_reconnect(server: RedisServer) -> None:
-    async with open_broker(server, notes := Notes()) as broker:
+    async with open_broker(server, notes := Notes(), call_timeout_s=30.0) as broker:
         names = [f"many.{number}" for number in range(1_200)]
         await asyncio.gather(*map(broker.subscribe, names))
         assert broker.listening == len(names)

@@ -92,7 +92,7 @@ async def _open_mongo() -> AsyncIterator[ArchiveRig]:
     name = f"{parse_archive_url(url).database}_{secrets.token_hex(6)}"
 
     def another() -> AbstractAsyncContextManager[Archive]:
-        return started(MongoArchive(url, name, clock_ms=lambda: TIME))
+        return started(MongoArchive(url, name, call_timeout_s=30.0, clock_ms=lambda: TIME))
 
     try:
         async with another() as archive:
