@@ -19,7 +19,7 @@ from typing import Final
 ROOT = Path(__file__).resolve().parent.parent
 DEV_KEY = "dev.galecast"
 _LISTENING = re.compile(r"listening .*?http://127\.0\.0\.1:(\d+)", re.IGNORECASE)
-_START_S = 20.0
+_START_S = 45.0
 _WAIT_S = 0.02
 # Before `on_load_core` leaves this process one of them.
 _USABLE: Final = tuple(sorted(os.sched_getaffinity(0)))
