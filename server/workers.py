@@ -149,9 +149,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         readable, _, _ = select.select([self._signalled, self._ready], [], [], self._timeout_s())
-        # First who is ready: what ended afterwards had been.
-        if self._ready in readable:
-            self._on_ready(os.read(self._ready, 4096))
+        self._hear_ready()
         if self._signalled in readable:
             for number in os.read(self._signalled, 4096):
                 if number == signal.SIGQUIT or (number in STOP and self._stopping):
@@ -178,7 +176,10 @@ class Supervisor:
         waited = [each for each in times if each is not None]
         return max(min(waited) - time.monotonic(), 0) if waited else None
 
-    def _on_ready(self, said: bytes) -> None:
+    def _hear_ready(self) -> None:
+        if not select.select([self._ready], [], [], 0)[0]:
+            return
+        said = os.read(self._ready, 4096)
         pids = {int.from_bytes(said[at : at + 4], "big") for at in range(0, len(said), 4)}
         for worker in self._workers:
             if worker.pid not in pids:
@@ -231,6 +232,8 @@ class Supervisor:
         pid, status = os.waitpid(worker.pid, os.WNOHANG)
         if not pid:
             return
+        # What it said until then is there, and may have come after the last look.
+        self._hear_ready()
         code = os.waitstatus_to_exitcode(status)
         ready_s, worker.pid, worker.ready_s = worker.ready_s, 0, None
         if self._stopping:

@@ -556,6 +556,42 @@ raise SystemExit(supervise(load(given, {}, None), lambda: None, fail))
     assert re.search(r"worker \d could not start \(exit code 1\)", done.stderr)
 
 
+# The first worker says that it listens and ends while the supervisor is about to look after it.
+ENDS_WHILE_LOOKED_AFTER = """
+import os, signal, time
+from config.sources import load
+from server import workers
+
+def serve(loaded, reread, tie):
+    if tie.index == 0:
+        time.sleep(0.3)
+    tie.say_ready()
+    if tie.index == 1:
+        time.sleep(1)
+    return 3
+
+def waitpid(pid, options):
+    if options and not looked:
+        looked.append(pid)
+        options = 0
+    elif looked:
+        os.kill(os.getpid(), signal.SIGQUIT)
+    return plain(pid, options)
+
+looked, plain, os.waitpid = [], os.waitpid, waitpid
+given = {"workers": "2", "port": "0", "broker.url": "redis://127.0.0.1:1"}
+raise SystemExit(workers.supervise(load(given, {}, None), lambda: None, serve))
+"""
+
+
+def test_a_worker_that_listened_and_ended_at_once_could_start() -> None:
+    """All were ended: it had said so after the supervisor's look at what was said."""
+    command = [sys.executable, "-c", ENDS_WHILE_LOOKED_AFTER]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert re.search(r"worker 0 ended \(exit code 3\); another starts", done.stderr), done.stderr
+    assert "could not start" not in done.stderr
+
+
 def test_a_machine_that_can_start_no_process_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
