@@ -619,7 +619,7 @@ async def test_rule_6_plain_pubsub_looks_for_what_a_new_master_lost(
         reconnects = broker.reconnects
         await broker.publish([draft("x1", name)])
         dead.wait_for(heir)
-        dead.ask("ACL", "SETUSER", "default", "-psync", "-replconf")
+        dead.ask("ACL", "SETUSER", "default", "-psync", "-sync")
         dead.ask("CLIENT", "KILL", "TYPE", "replica")
         (answer,) = await broker.publish([draft("x2", name)])
         before = accepted(answer).position
