@@ -253,8 +253,11 @@ class Client(Wire):
                 self.passed.append(self.decode(opcode, payload))
         return self.pongs.pop(0)
 
-    async def ended(self, *, answer: bool = True) -> Ended:
-        """Read to the end of the connection; with `answer` the close frame is answered."""
+    async def ended(self, *, answer: bool = True, writing: bool = False) -> Ended:
+        """Read to the end of the connection; with `answer` the close frame is answered.
+
+        Who goes on `writing` may find the connection reset behind the close frame.
+        """
         ended = Ended([])
         try:
             while True:
@@ -271,9 +274,9 @@ class Client(Wire):
         except EOFError:
             return ended
         except ConnectionError:
-            if ended.code is None or not answer:
+            if ended.code is None or not (answer or writing):
                 raise
-            # A server waits so long for the answer, and this one came later.
+            # A server waits so long for the answer, and what comes later is not read.
             return ended
 
     async def goodbye(self) -> None:
