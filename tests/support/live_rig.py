@@ -12,7 +12,7 @@ import socket
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -212,7 +212,9 @@ class Client(Wire):
             if opcode == PING:
                 self.pings += 1
                 if self.answers_pings:
-                    await self.write(client_frame(PONG, payload))
+                    # If nobody hears it any more, what was said before that is still to be read.
+                    with suppress(ConnectionError):
+                        await self.write(client_frame(PONG, payload))
             elif opcode == PONG:
                 self.pongs.append(payload)
             else:
