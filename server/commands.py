@@ -13,6 +13,7 @@ from pubsub.chronicle import Chronicle
 from pubsub.errors import PositionRejected, PubSubError
 from pubsub.position import Position
 from pubsub.presence import Member, PresenceStore
+from server.allowance import pay_publish
 from server.auth import Auth
 from server.closing import Closing
 from server.errors import (
@@ -163,7 +164,7 @@ class Commands:
         session.renew(principal)
 
     async def _publish(self, session: Session, command: Publish) -> None:
-        session.pay_publish()
+        pay_publish(session)
         if command.deliver_at is not UNSET:
             raise BadRequest("deliver_at is taken over HTTP only")
         draft = self._publishing.draft(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
+from server.allowance import pay_command
 from server.closing import Closing
 from server.codec import Undecodable
 from server.connection import Connection, Wire
@@ -74,27 +75,28 @@ class Session:
     Commands are carried out one after the other, each is answered once. The task that does so
     exists only while commands wait. `last_ref` is the greatest `ref` seen. A `principal` that is
     known from the start was counted with its user (`Occupancy.enter`). `behind` are
-    the subscriptions that wait for room on its connection (see lagging).
+    the subscriptions that wait for room on its connection (see lagging), `commands` and `publishes`
+    what it has left of its allowances, once it has used any (see allowance).
     """
 
     __slots__ = (
-        "_commands",
         "_deadline",
         "_inbox",
         "_parting",
         "_paused",
-        "_publishes",
         "_refusals",
         "_replies",
         "_worker",
         "address",
         "behind",
+        "commands",
         "connected_at",
         "connection",
         "id",
         "last_ref",
         "node",
         "principal",
+        "publishes",
         "state",
         "subscriptions",
         "wire",
@@ -124,8 +126,8 @@ class Session:
         self._worker: asyncio.Task[None] | None = None
         self._parting: Callable[[], None] | None = None
         self._paused = False
-        self._commands: TokenBucket | None = None
-        self._publishes: TokenBucket | None = None
+        self.commands: TokenBucket | None = None
+        self.publishes: TokenBucket | None = None
         self._refusals: Refusals | None = None
         self._deadline: Entry | None = node.timetable.call_in(
             node.settings.session.connect_timeout_s, self._on_connect_timeout
@@ -259,7 +261,7 @@ class Session:
                 ref, flaw = error.ref, error.refused
             if ref is not None:
                 self._advance(ref)
-            self._pay()
+            pay_command(self)
             if command is None:
                 raise flaw
             if self.state is State.CONNECTING and type(command) is not Connect:
@@ -278,26 +280,6 @@ class Session:
         if ref <= self.last_ref:
             raise BadRef(f"ref {ref} is not greater than {self.last_ref}")
         self.last_ref = ref
-
-    def _pay(self) -> None:
-        """Take one from the allowance of commands; raises RateLimited."""
-        principal = self.principal
-        if principal.key is not None:
-            self.node.rates.request(principal.key, time.monotonic())
-            return
-        if self._commands is None:
-            self._commands = TokenBucket(self.node.settings.limits.session_commands_per_s)
-        _take(self._commands, "commands", "session_commands_per_s")
-
-    def pay_publish(self) -> None:
-        """Take one from the allowance of publishes; raises RateLimited."""
-        principal = self.principal
-        if principal.key is not None:
-            self.node.rates.publish(principal.key, time.monotonic())
-            return
-        if self._publishes is None:
-            self._publishes = TokenBucket(self.node.settings.limits.session_publishes_per_s)
-        _take(self._publishes, "publishes", "session_publishes_per_s")
 
     def refuse(self, ref: int | None, refused: Refused, *, counted: bool = True) -> None:
         """Answer a refusal; a session with too many of those that are `counted` is ended."""
@@ -459,9 +441,3 @@ def seconds_left(principal: Principal) -> int | None:
     if principal.expires_at is None:
         return None
     return max(0, round(principal.expires_at - time.time()))
-
-
-def _take(bucket: TokenBucket, what: str, limit: str) -> None:
-    wait_s = bucket.take(time.monotonic())
-    if wait_s:
-        raise RateLimited(f"too many {what} in this session", reason=limit, retry_after_s=wait_s)
